@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: MIT
+# The entrepot command (apps/*.c) and one program per file of examples/.
+find_package(PkgConfig)
+if(PkgConfig_FOUND)
+  pkg_check_modules(cjson IMPORTED_TARGET libcjson)
+endif()
+
+file(GLOB ep_app_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/apps/*.c)
+list(FILTER ep_app_sources EXCLUDE REGEX "_test\\.c$")
+if(ep_app_sources)
+  add_executable(entrepot_command ${ep_app_sources})
+  set_target_properties(entrepot_command PROPERTIES OUTPUT_NAME entrepot)
+  target_link_libraries(entrepot_command PRIVATE ep_options entrepot)
+  if(cjson_FOUND)
+    target_link_libraries(entrepot_command PRIVATE PkgConfig::cjson)
+    target_compile_definitions(entrepot_command PRIVATE EP_HAVE_CJSON=1)
+  endif()
+endif()
+
+file(GLOB ep_examples CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/examples/*.c)
+foreach(source IN LISTS ep_examples)
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(example_${name} ${source})
+  target_link_libraries(example_${name} PRIVATE ep_options entrepot)
+endforeach()
