@@ -1,12 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/error.h"
+#include "support/test.h"
 
-#include <cmocka.h>
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <string.h>
 
 static void names_every_status(void **state)
