@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Events: completion of a call that went on after it returned.
+ *
+ * An event belongs to the buffer whose call made it and must be released before
+ * the buffer is destroyed. It completes in the order of the rank's calls.
+ */
+#ifndef ENTREPOT_EVENT_H
+#define ENTREPOT_EVENT_H
+
+#include "entrepot/status.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct ep_event ep_event;
+
+/**
+ * Waits until the call has completed and returns its status; on failure the
+ * waiting thread's last error is the call's message. On a buffer without
+ * threads the caller's thread does the call's work here. May be called again,
+ * and by several threads when the buffer has threads of its own.
+ */
+EP_API ep_status ep_event_wait(ep_event *event);
+
+/** EP_IN_PROGRESS, or what ep_event_wait would return; never waits for a peer. On a buffer without
+    threads it does the work that can be done now. */
+EP_API ep_status ep_event_query(ep_event *event);
+
+/** Waits for the call, then frees the event. NULL is allowed. */
+EP_API void ep_event_release(ep_event *event);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
