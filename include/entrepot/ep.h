@@ -18,6 +18,7 @@
 #ifndef ENTREPOT_EP_H
 #define ENTREPOT_EP_H
 
+#include "entrepot/codec.h"
 #include "entrepot/event.h"
 #include "entrepot/group.h"
 #include "entrepot/tensor.h"
@@ -103,13 +104,6 @@ typedef enum ep_wire {
     EP_WIRE_INPUT = 0, /**< rows travel as given */
     EP_WIRE_FP8 = 1    /**< BF16, F16 or F32 rows are quantised to E4M3 while they are sent */
 } ep_wire;
-
-/** Form of the scales, one per 128 channels. */
-typedef enum ep_scale {
-    EP_SCALE_F32 = 0,  /**< float32, amax / 448; tensor F32 [rows, ceil(H/128)] */
-    EP_SCALE_POW2 = 1, /**< the same rounded up to a power of two, as float32 */
-    EP_SCALE_UE8M0 = 2 /**< exponent bytes only; tensor UE8M0X4 [rows, ceil(H/512)] */
-} ep_scale;
 
 /** Order of received rows. */
 typedef enum ep_row_layout {
