@@ -21,6 +21,10 @@ elseif(NOT EP_SANITIZE STREQUAL "")
   message(FATAL_ERROR "EP_SANITIZE is '${EP_SANITIZE}'; it can be address, thread or empty")
 endif()
 
+if(EP_LIBFUZZER)
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
+
 # A source named *_avx2.c or *_avx512.c is compiled for that instruction set and
 # only called when the processor has it.
 function(ep_simd_flags)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # One program per *_test.c, beside its source or under test/<kind>/. Its CTest
-# label is the folder under test/, or "unit". A line "ctest-timeout: N" or
-# "ctest-label: NAME" in the file's first comment sets the limit in seconds or
-# adds a label.
+# label is the folder under test/, or "unit". Lines in the file's first comment:
+# "ctest-timeout: N" sets the limit in seconds, "ctest-label: NAME" adds a label,
+# "ctest-wrap: FUNCTION..." links calls of FUNCTION to the test's __wrap_FUNCTION.
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(cmocka REQUIRED IMPORTED_TARGET cmocka)
 
@@ -24,13 +24,18 @@ foreach(source IN LISTS ep_tests)
   if(found)
     set(label ${CMAKE_MATCH_1})
   endif()
-  file(STRINGS ${source} notes REGEX "ctest-(timeout|label):" LIMIT_COUNT 4)
+  file(STRINGS ${source} notes REGEX "ctest-(timeout|label|wrap):" LIMIT_COUNT 8)
   set(timeout 120)
+  set(wraps "")
   foreach(note IN LISTS notes)
     if(note MATCHES "ctest-timeout: ([0-9]+)")
       set(timeout ${CMAKE_MATCH_1})
     elseif(note MATCHES "ctest-label: ([a-z]+)")
       list(APPEND label ${CMAKE_MATCH_1})
+    elseif(note MATCHES "ctest-wrap: ([a-z0-9_ ]+)")
+      string(STRIP "${CMAKE_MATCH_1}" names)
+      string(REPLACE " " ";" names "${names}")
+      list(APPEND wraps ${names})
     endif()
   endforeach()
   add_executable(${name} ${source})
@@ -46,6 +51,13 @@ foreach(source IN LISTS ep_tests)
     target_compile_definitions(${name} PRIVATE EP_HAVE_CJSON=1)
   endif()
   target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/test)
+  list(TRANSFORM wraps PREPEND "-Wl,--wrap=")
+  target_link_options(${name} PRIVATE ${wraps})
+  if(EP_LIBFUZZER AND label STREQUAL "fuzz")
+    target_compile_definitions(${name} PRIVATE EP_LIBFUZZER=1)
+    target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+    continue()
+  endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${label}" TIMEOUT ${timeout})
 endforeach()
