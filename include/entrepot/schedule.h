@@ -99,7 +99,10 @@ typedef struct ep_schedule_config {
                                0 means 2. Other methods: 0 */
 } ep_schedule_config;
 
-#define EP_SCHEDULE_CONFIG_INIT {sizeof(ep_schedule_config), EP_SCHEDULE_1F1B, 1, 1, 0}
+#define EP_SCHEDULE_CONFIG_INIT                               \
+    {                                                         \
+        sizeof(ep_schedule_config), EP_SCHEDULE_1F1B, 1, 1, 0 \
+    }
 
 /** The shape of a schedule. */
 typedef struct ep_schedule_shape {
@@ -219,7 +222,10 @@ typedef struct ep_schedule_costs {
     double comm;        /**< from the end of a send to the data's arrival */
 } ep_schedule_costs;
 
-#define EP_SCHEDULE_COSTS_INIT {sizeof(ep_schedule_costs), 1.0, 2.0, -1.0, 1.0, -1.0, 0.0}
+#define EP_SCHEDULE_COSTS_INIT                                    \
+    {                                                             \
+        sizeof(ep_schedule_costs), 1.0, 2.0, -1.0, 1.0, -1.0, 0.0 \
+    }
 
 /**
  * Runs a schedule on a model of time: operations of a rank run one after
@@ -241,29 +247,31 @@ EP_API ep_status ep_schedule_simulate(const ep_schedule *schedule, const ep_sche
 
 /** What to choose among. */
 typedef struct ep_schedule_choose_config {
-    size_t size;              /**< sizeof(ep_schedule_choose_config) */
-    int32_t ranks;            /**< R */
-    int32_t chunks;           /**< C */
-    int32_t model_chunks;     /**< of the interleaved candidate; 0 means 2 */
+    size_t size;                    /**< sizeof(ep_schedule_choose_config) */
+    int32_t ranks;                  /**< R */
+    int32_t chunks;                 /**< C */
+    int32_t model_chunks;           /**< of the interleaved candidate; 0 means 2 */
     const ep_schedule_costs *costs; /**< one, of 1/R of the model; NULL: the defaults. A method
                                    that cuts the model into S stages runs operations R/S as
                                    long; comm stays */
-    double memory;            /**< bound on a rank's memory; negative: none */
-    double activation_memory; /**< of one chunk's activations on 1/R of the model */
-    double parameter_memory;  /**< of the parameters and their state on 1/R of the model */
+    double memory;                  /**< bound on a rank's memory; negative: none */
+    double activation_memory;       /**< of one chunk's activations on 1/R of the model */
+    double parameter_memory;        /**< of the parameters and their state on 1/R of the model */
 } ep_schedule_choose_config;
 
-#define EP_SCHEDULE_CHOOSE_CONFIG_INIT \
-    {sizeof(ep_schedule_choose_config), 1, 1, 0, NULL, -1.0, 1.0, 0.0}
+#define EP_SCHEDULE_CHOOSE_CONFIG_INIT                                   \
+    {                                                                    \
+        sizeof(ep_schedule_choose_config), 1, 1, 0, NULL, -1.0, 1.0, 0.0 \
+    }
 
 /** How one method fares. */
 typedef struct ep_schedule_candidate {
-    int32_t method;   /**< an ep_schedule_method */
-    int32_t allowed;  /**< 0: R and C are outside the method's rules; the rest is zero */
-    int32_t fits;     /**< 1: memory is within the bound */
-    double makespan;  /**< simulated */
-    double bubble;    /**< largest of any rank */
-    double memory;    /**< largest of any rank: activations and parameters */
+    int32_t method;  /**< an ep_schedule_method */
+    int32_t allowed; /**< 0: R and C are outside the method's rules; the rest is zero */
+    int32_t fits;    /**< 1: memory is within the bound */
+    double makespan; /**< simulated */
+    double bubble;   /**< largest of any rank */
+    double memory;   /**< largest of any rank: activations and parameters */
 } ep_schedule_candidate;
 
 /**

@@ -303,7 +303,9 @@ ep_status ep_schedule_assemble(const ep_schedule_layout *layout, const ep_schedu
     ep_schedule *s;
     if (!ops || !count || !schedule)
         return epi_fail(EP_ERR_ARGUMENT, "ep_schedule_assemble: %s is NULL",
-                        !ops ? "ops" : !count ? "count" : "schedule");
+                        !ops     ? "ops"
+                        : !count ? "count"
+                                 : "schedule");
     EPI_TRY(epi_take_config("ep_schedule_assemble", layout, &l, sizeof l));
     EPI_TRY(layout_shape(&l, &shape));
     EPI_TRY(allocate(&shape, &s));

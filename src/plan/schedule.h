@@ -14,11 +14,11 @@
  */
 struct ep_schedule {
     ep_schedule_shape shape;
-    bool proven;      /* legal by construction */
-    int32_t *stage;   /* [places] */
-    int32_t *stream;  /* [places] */
-    int32_t *owner;   /* [streams][stages] place that holds it */
-    size_t *first;    /* [ranks + 1] index of each rank's first operation */
+    bool proven;     /* legal by construction */
+    int32_t *stage;  /* [places] */
+    int32_t *stream; /* [places] */
+    int32_t *owner;  /* [streams][stages] place that holds it */
+    size_t *first;   /* [ranks + 1] index of each rank's first operation */
     ep_schedule_op *ops;
 };
 
@@ -102,12 +102,12 @@ ep_status epi_take_config(const char *call, const void *config, void *into, size
 typedef struct epi_walk {
     const ep_schedule *schedule;
     int32_t slots;
-    size_t *next;                /* [ranks] operation each rank has reached */
-    int32_t *sent, *received;    /* [lanes] */
-    int32_t *ready;              /* [ranks] stack of ranks that may move */
-    bool *waiting;               /* [ranks] not on the stack */
+    size_t *next;             /* [ranks] operation each rank has reached */
+    int32_t *sent, *received; /* [lanes] */
+    int32_t *ready;           /* [ranks] stack of ranks that may move */
+    bool *waiting;            /* [ranks] not on the stack */
     int32_t ready_count;
-    int32_t current;             /* rank being walked, or -1 */
+    int32_t current; /* rank being walked, or -1 */
 } epi_walk;
 
 ep_status epi_walk_begin(epi_walk *walk, const ep_schedule *schedule, int32_t slots);

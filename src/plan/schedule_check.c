@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "plan/schedule.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -161,7 +162,9 @@ static ep_status check_op(checker *c, const ep_schedule_op *op)
     case EP_OP_WEIGHT_GRAD:
         return weight_grad(c, op->phase, op->chunk);
     case EP_OP_PAIR:
-        /* Both halves start at once: each needs its inputs, and both are live. */
+        /* Both halves start at once: neither may wait for the other, and both are live. */
+        if (op->phase == op->back_phase && op->chunk == op->back_chunk)
+            return illegal(c, "a chunk is paired with itself");
         EPI_TRY(forward(c, op->phase, op->chunk));
         return backward(c, op->back_phase, op->back_chunk, true);
     case EP_OP_SEND:
@@ -187,8 +190,9 @@ static ep_status complete(const checker *c, int32_t phase, int32_t chunk)
     for (int payload = 0; payload < 2; payload++) {
         int32_t lane = epi_schedule_out_lane(c->s, c->rank * phases + phase, payload);
         if (lane >= 0 && lane / 2 / phases != c->rank && !(state & (SENT << payload)))
-            return epi_fail(EP_ERR_FORMAT, "schedule: rank %d: send of %s %d.%d to rank %d is "
-                                           "missing",
+            return epi_fail(EP_ERR_FORMAT,
+                            "schedule: rank %d: send of %s %d.%d to rank %d is "
+                            "missing",
                             (int)c->rank, payload ? "gradient" : "activation", (int)phase,
                             (int)chunk, (int)(lane / 2 / phases));
     }
@@ -259,15 +263,21 @@ static ep_status check_deadlock(checker *c)
     return finished ? EP_OK : illegal(c, "deadlock: it waits for ever");
 }
 
-/* A lane never holds more than its chunks, so the search ends. */
+/* More slots never hurt and a lane never holds more than its chunks: bisect, with
+ * one slot first because it nearly always does. */
 static ep_status least_slots(checker *c, int32_t *slots)
 {
-    bool finished = false;
-    for (*slots = 1; *slots < c->s->shape.chunks; ++*slots) {
-        EPI_TRY(finishes(c->s, *slots, &finished, c));
+    int32_t low = 1, high = c->s->shape.chunks, guess = 1;
+    bool finished;
+    while (low < high) {
+        EPI_TRY(finishes(c->s, guess, &finished, c));
         if (finished)
-            break;
+            high = guess;
+        else
+            low = guess + 1;
+        guess = low + (high - low) / 2;
     }
+    *slots = low;
     return EP_OK;
 }
 

@@ -50,8 +50,7 @@ static ep_status measure(const ep_schedule *s, const ep_schedule_choose_config *
 }
 
 static ep_status evaluate(const ep_schedule_choose_config *c, const ep_schedule_costs *costs,
-                          int32_t method, double *bubble, int32_t *peak,
-                          ep_schedule_candidate *out)
+                          int32_t method, double *bubble, int32_t *peak, ep_schedule_candidate *out)
 {
     ep_schedule_config config = EP_SCHEDULE_CONFIG_INIT;
     ep_schedule *s;
@@ -132,8 +131,8 @@ ep_status ep_schedule_choose(const ep_schedule_choose_config *config,
     int32_t *peak = malloc((size_t)c.ranks * sizeof *peak);
     ep_status status = EP_OK;
     if (!bubble || !peak)
-        status = epi_fail(EP_ERR_MEMORY, "ep_schedule_choose: no memory for %d ranks",
-                          (int)c.ranks);
+        status =
+            epi_fail(EP_ERR_MEMORY, "ep_schedule_choose: no memory for %d ranks", (int)c.ranks);
     for (int32_t i = 0; status == EP_OK && i < EP_SCHEDULE_METHODS; i++)
         status = evaluate(&c, &costs, i, bubble, peak, &all[i]);
     free(bubble);

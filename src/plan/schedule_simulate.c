@@ -120,7 +120,9 @@ ep_status ep_schedule_simulate(const ep_schedule *s, const ep_schedule_costs *co
 {
     if (!s || !costs || !makespan)
         return epi_fail(EP_ERR_ARGUMENT, "ep_schedule_simulate: %s is NULL",
-                        !s ? "schedule" : !costs ? "costs" : "makespan");
+                        !s       ? "schedule"
+                        : !costs ? "costs"
+                                 : "makespan");
     if (cost_count != 1 && cost_count != s->shape.ranks)
         return epi_fail(EP_ERR_ARGUMENT,
                         "ep_schedule_simulate: cost_count is %d; allowed 1 or ranks (%d)",
