@@ -11,7 +11,7 @@ struct ep_group {
     int num_ranks;
     int ranks_per_node;
     int64_t timeout_ms;
-    epi_bootstrap *bootstrap;
+    epi_bootstrap *bootstrap; /* over `control` once that exists */
     epi_transport *transport;
     epi_window *control;     /* barrier and all-gather of the group itself */
     uint64_t epoch;          /* of the group's own collectives */

@@ -34,7 +34,8 @@ typedef struct epi_window epi_window;
  */
 typedef struct epi_control {
     _Alignas(64) _Atomic uint32_t doorbell; /* raised to wake sleepers; the futex word */
-    _Alignas(64) _Atomic uint32_t sleepers; /* ranks' threads asleep or about to */
+    _Alignas(
+        64) _Atomic uint32_t sleeping; /* 1: a thread is asleep or about to; who wakes clears it */
     struct {
         _Alignas(64) _Atomic uint64_t slot[EPI_NUM_SLOTS];
     } source[];
@@ -48,7 +49,8 @@ static inline size_t epi_control_bytes(int num_ranks)
 struct epi_window {
     epi_transport *transport;
     uint8_t *base;    /* this rank's window; starts with epi_control */
-    uint8_t **peer;   /* [num_ranks] every rank's window as seen here; peer[rank] == base */
+    uint8_t **peer;   /* [num_ranks] every rank's window as seen here; peer[rank] == base.
+                         NULL for a rank that was masked when the window was made. */
     size_t reserve;   /* bytes of address space, the same on every rank */
     size_t committed; /* bytes backed by memory here */
 };
@@ -75,6 +77,7 @@ typedef struct epi_transport_ops {
        Fails with EP_ERR_MEMORY rather than letting a later store fault. Never shrinks. */
     ep_status (*window_commit)(epi_window *window, size_t bytes);
 
+    /* Nothing happens when peer[dst] is NULL. */
     void (*notify)(epi_window *window, int dst, int slot, uint64_t value);
 
     /* Event count of this rank's own window; see above. sleep() returns after a notification, after
@@ -83,8 +86,12 @@ typedef struct epi_transport_ops {
     void (*sleep)(epi_window *window, uint32_t ticket, int64_t timeout_ns);
     void (*sleep_cancel)(epi_window *window);
 
-    /* False once the peer's process (or thread) has certainly ended. */
+    /* False once the peer's process (or thread) has certainly ended; of this rank itself, once
+       kill_self has been called. */
     bool (*peer_alive)(epi_transport *transport, int rank);
+    /* Ends this rank as a crash would: SIGKILL to a process; a thread is marked dead, and whatever
+       it notifies from then on vanishes. For the fault transport. */
+    void (*kill_self)(epi_transport *transport);
 
     /* Whether peer_read works between all ranks (agreed at creation). */
     bool (*can_peer_read)(epi_transport *transport);
@@ -106,13 +113,30 @@ struct epi_transport {
     int num_ranks;
 };
 
-/* Bootstrap as a transport sees it: an all-gather among the ranks of the group being made. */
+#define EPI_BOOTSTRAP_MAX 512 /* bytes per rank in one all-gather of the bootstrap */
+
+/*
+ * Bootstrap as a transport sees it: an all-gather among the ranks of the group being made.
+ * `scratch` is allocated before the first of them, so that no later step can fail on one rank alone
+ * without the others hearing of it. Ranks that are masked give zeros.
+ */
 typedef struct epi_bootstrap {
     ep_status (*allgather)(struct epi_bootstrap *bootstrap, const void *send, void *recv,
                            size_t bytes);
+    void (*close)(struct epi_bootstrap *bootstrap);
     int rank;
     int num_ranks;
+    uint8_t *scratch; /* [num_ranks * EPI_BOOTSTRAP_MAX], 16-byte aligned */
 } epi_bootstrap;
+
+/* All-gathers `bytes` (at most EPI_BOOTSTRAP_MAX); *all [num_ranks * bytes] lies in the scratch
+   until the next gather. */
+ep_status epi_gather(epi_bootstrap *bootstrap, const void *send, size_t bytes, const void **all);
+
+/* Collective: EP_OK where every rank passes EP_OK. Otherwise every rank gets the status of the
+   lowest rank that failed, and as last error that rank's, prefixed with "rank N: " on the others.
+ */
+ep_status epi_agree(epi_bootstrap *bootstrap, ep_status mine);
 
 /* Opens a transport by its public name ("shm", "threads", "fault(NAME):..."); collective.
    The bootstrap must outlive the transport. */

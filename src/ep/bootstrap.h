@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How the ranks of a group that is being made exchange their first words. Each
+ * kind gives an epi_bootstrap of at most EPI_BOOTSTRAP_MAX bytes per rank.
+ */
+#ifndef EPI_EP_BOOTSTRAP_H
+#define EPI_EP_BOOTSTRAP_H
+
+#include "transport/ops.h"
+
+/* Through the callback of the caller's. */
+ep_status epi_bootstrap_callback(int rank, int num_ranks, ep_allgather_fn allgather, void *context,
+                                 epi_bootstrap **bootstrap);
+
+/* Through memory of a world of threads. */
+ep_status epi_bootstrap_threads(int rank, ep_thread_world *world, int64_t timeout_ms,
+                                epi_bootstrap **bootstrap);
+int epi_thread_world_num_ranks(const ep_thread_world *world);
+
+void epi_bootstrap_close(epi_bootstrap *bootstrap);
+
+#endif

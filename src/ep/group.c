@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: MIT */
+#include "ep/group.h"
+
+#include "base/error.h"
+#include "ep/bootstrap.h"
+#include "ep/collective.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_RANKS 65536
+#define MAX_TIMEOUT_MS INT64_C(86400000)
+#define DEFAULT_TIMEOUT_MS 30000
+#define HELLO_MAGIC 0x45504731u /* "EPG1": changes with anything ranks say to each other */
+
+/* The bootstrap that the transport keeps: from outside until the group has its control window. */
+typedef struct group_bootstrap {
+    epi_bootstrap base;
+    epi_bootstrap *outside;
+    ep_group *group;
+} group_bootstrap;
+
+/* A configuration with every default filled in. */
+typedef struct group_settings {
+    int rank;
+    int num_ranks;
+    int ranks_per_node;
+    int64_t timeout_ms;
+    const char *transport;
+    ep_group_config config;
+} group_settings;
+
+static ep_status switch_allgather(epi_bootstrap *base, const void *send, void *recv, size_t bytes)
+{
+    group_bootstrap *self = (group_bootstrap *)base;
+    if (self->group->control != NULL)
+        return epi_collective_gather(self->group, "all-gather", send, recv, bytes);
+    return self->outside->allgather(self->outside, send, recv, bytes);
+}
+
+static void switch_close(epi_bootstrap *base)
+{
+    group_bootstrap *self = (group_bootstrap *)base;
+    epi_bootstrap_close(self->outside);
+    free(base->scratch);
+    free(base);
+}
+
+static ep_status check_config(const ep_group_config *given, ep_group_config *config)
+{
+    const ep_group_config defaults = EP_GROUP_CONFIG_INIT;
+    *config = defaults;
+    if (given == NULL)
+        return epi_fail(EP_ERR_ARGUMENT, "config is NULL");
+    if (given->size < sizeof given->size || given->size > sizeof *config)
+        return epi_fail(EP_ERR_ARGUMENT, "config.size is %zu; it can be %zu..%zu", given->size,
+                        sizeof given->size, sizeof *config);
+    memcpy(config, given, given->size);
+    return EP_OK;
+}
+
+static ep_status resolve_ranks(group_settings *settings)
+{
+    const ep_group_config *config = &settings->config;
+    settings->rank = config->rank;
+    settings->num_ranks = config->num_ranks;
+    if (config->world != NULL) {
+        int ranks = epi_thread_world_num_ranks(config->world);
+        if (config->num_ranks != -1 && config->num_ranks != ranks)
+            return epi_fail(EP_ERR_ARGUMENT, "num_ranks is %d; the world has %d", config->num_ranks,
+                            ranks);
+        settings->num_ranks = ranks;
+    }
+    if (settings->num_ranks < 1 || settings->num_ranks > MAX_RANKS)
+        return epi_fail(EP_ERR_ARGUMENT, "num_ranks is %d; it can be 1..%d", settings->num_ranks,
+                        MAX_RANKS);
+    if (settings->rank < 0 || settings->rank >= settings->num_ranks)
+        return epi_fail(EP_ERR_ARGUMENT, "rank is %d; it can be 0..%d", settings->rank,
+                        settings->num_ranks - 1);
+    return EP_OK;
+}
+
+/* What may be wrong on one rank alone without keeping it from telling the others. */
+static ep_status resolve_rest(group_settings *settings)
+{
+    const ep_group_config *config = &settings->config;
+    settings->transport = config->transport;
+    if (settings->transport == NULL)
+        settings->transport = config->world != NULL ? "threads" : "shm";
+    settings->ranks_per_node = config->ranks_per_node;
+    if (settings->ranks_per_node == 0)
+        settings->ranks_per_node = settings->num_ranks;
+    if (settings->ranks_per_node < 0 || settings->num_ranks % settings->ranks_per_node != 0)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "ranks_per_node is %d; it can be a divisor of num_ranks %d",
+                        config->ranks_per_node, settings->num_ranks);
+    return EP_OK;
+}
+
+static ep_status resolve_timeout(group_settings *settings)
+{
+    settings->timeout_ms = settings->config.timeout_ms;
+    if (settings->timeout_ms == 0)
+        settings->timeout_ms = DEFAULT_TIMEOUT_MS;
+    if (settings->timeout_ms < 1 || settings->timeout_ms > MAX_TIMEOUT_MS)
+        return epi_fail(EP_ERR_ARGUMENT, "timeout_ms is %lld; it can be 1..%lld",
+                        (long long)settings->timeout_ms, (long long)MAX_TIMEOUT_MS);
+    return EP_OK;
+}
+
+static ep_status open_outside(const group_settings *settings, epi_bootstrap **outside)
+{
+    const ep_group_config *config = &settings->config;
+    if (config->world != NULL)
+        return epi_bootstrap_threads(settings->rank, config->world, settings->timeout_ms, outside);
+    return epi_bootstrap_callback(settings->rank, settings->num_ranks, config->allgather,
+                                  config->allgather_context, outside);
+}
+
+typedef struct hello {
+    uint32_t magic;
+    int32_t num_ranks;
+    int32_t ranks_per_node;
+    char transport[128];
+} hello;
+
+/* Compares every rank's settings with rank 0's; all ranks find the same difference. */
+static ep_status compare_hellos(const hello *all, int num_ranks)
+{
+    for (int rank = 1; rank < num_ranks; rank++) {
+        if (all[rank].magic != all[0].magic)
+            return epi_fail(EP_ERR_MISMATCH, "ranks 0 and %d run different library versions", rank);
+        if (all[rank].num_ranks != all[0].num_ranks)
+            return epi_fail(EP_ERR_MISMATCH, "num_ranks is %d on rank 0 but %d on rank %d",
+                            all[0].num_ranks, all[rank].num_ranks, rank);
+        if (all[rank].ranks_per_node != all[0].ranks_per_node)
+            return epi_fail(EP_ERR_MISMATCH, "ranks_per_node is %d on rank 0 but %d on rank %d",
+                            all[0].ranks_per_node, all[rank].ranks_per_node, rank);
+        if (memcmp(all[rank].transport, all[0].transport, sizeof all[0].transport) != 0)
+            return epi_fail(EP_ERR_MISMATCH,
+                            "transport is \"%.127s\" on rank 0 but \"%.127s\" on rank %d",
+                            all[0].transport, all[rank].transport, rank);
+    }
+    return EP_OK;
+}
+
+/* Collective: every rank learns of a bad setting or a difference on any. */
+static ep_status agree_settings(const group_settings *settings, epi_bootstrap *bootstrap,
+                                ep_status mine)
+{
+    EPI_TRY(epi_agree(bootstrap, mine));
+    hello own = {HELLO_MAGIC, settings->num_ranks, settings->ranks_per_node, ""};
+    snprintf(own.transport, sizeof own.transport, "%s", settings->transport);
+    const void *all = NULL;
+    EPI_TRY(epi_gather(bootstrap, &own, sizeof own, &all));
+    return compare_hellos(all, settings->num_ranks);
+}
+
+static ep_group *group_alloc(const group_settings *settings)
+{
+    ep_group *group = calloc(1, sizeof *group);
+    group_bootstrap *bootstrap = calloc(1, sizeof *bootstrap);
+    if (group != NULL && bootstrap != NULL) {
+        size_t ranks = (size_t)settings->num_ranks;
+        group->masked = calloc(ranks, sizeof *group->masked);
+        uint8_t *scratch = malloc(ranks * EPI_BOOTSTRAP_MAX);
+        bootstrap->base = (epi_bootstrap){switch_allgather, switch_close, settings->rank,
+                                          settings->num_ranks, scratch};
+        bootstrap->group = group;
+        group->bootstrap = &bootstrap->base;
+        group->rank = settings->rank;
+        group->num_ranks = settings->num_ranks;
+        group->ranks_per_node = settings->ranks_per_node;
+        group->timeout_ms = settings->timeout_ms;
+        if (group->masked != NULL && scratch != NULL)
+            return group;
+        free(group->masked);
+        free(scratch);
+    }
+    free(group);
+    free(bootstrap);
+    epi_fail(EP_ERR_MEMORY, "no memory for a group of %d ranks", settings->num_ranks);
+    return NULL;
+}
+
+static ep_status connect_group(ep_group *group, const char *transport)
+{
+    EPI_TRY(epi_transport_open(transport, group->bootstrap, &group->transport));
+    EPI_TRY(epi_collective_open(group));
+    /* From here on the window serves, which notices the death of a rank. */
+    group_bootstrap *bootstrap = (group_bootstrap *)group->bootstrap;
+    epi_bootstrap_close(bootstrap->outside);
+    bootstrap->outside = NULL;
+    return ep_group_barrier(group);
+}
+
+ep_status ep_group_create(const ep_group_config *given, ep_group **created)
+{
+    if (created == NULL)
+        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+    *created = NULL;
+    group_settings settings = {0};
+    EPI_TRY(check_config(given, &settings.config));
+    EPI_TRY(resolve_ranks(&settings));
+    EPI_TRY(resolve_timeout(&settings));
+    epi_bootstrap *outside = NULL;
+    EPI_TRY(open_outside(&settings, &outside));
+    ep_status status = agree_settings(&settings, outside, resolve_rest(&settings));
+    if (status != EP_OK) {
+        epi_bootstrap_close(outside);
+        return status;
+    }
+    ep_group *group = group_alloc(&settings);
+    status = epi_agree(outside, group != NULL ? EP_OK : EP_ERR_MEMORY);
+    if (group == NULL) {
+        epi_bootstrap_close(outside);
+        return status;
+    }
+    ((group_bootstrap *)group->bootstrap)->outside = outside;
+    if (status == EP_OK)
+        status = connect_group(group, settings.transport);
+    if (status == EP_OK)
+        *created = group;
+    else
+        ep_group_destroy(group);
+    return status;
+}
+
+void ep_group_destroy(ep_group *group)
+{
+    if (group == NULL)
+        return;
+    if (group->control != NULL)
+        group->transport->ops->window_destroy(group->control);
+    if (group->transport != NULL)
+        group->transport->ops->destroy(group->transport);
+    epi_bootstrap_close(group->bootstrap);
+    free(group->masked);
+    free(group);
+}
+
+int32_t ep_group_rank(const ep_group *group)
+{
+    return group->rank;
+}
+
+int32_t ep_group_num_ranks(const ep_group *group)
+{
+    return group->num_ranks;
+}
+
+int32_t ep_group_node(const ep_group *group)
+{
+    return group->rank / group->ranks_per_node;
+}
+
+int32_t ep_group_num_nodes(const ep_group *group)
+{
+    return group->num_ranks / group->ranks_per_node;
+}
+
+const char *ep_group_transport(const ep_group *group)
+{
+    return group->transport->ops->name;
+}
+
+int64_t ep_group_timeout_ms(const ep_group *group)
+{
+    return group->timeout_ms;
+}
+
+ep_status ep_group_set_timeout_ms(ep_group *group, int64_t timeout_ms)
+{
+    if (group == NULL)
+        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+    if (timeout_ms < 1 || timeout_ms > MAX_TIMEOUT_MS)
+        return epi_fail(EP_ERR_ARGUMENT, "timeout_ms is %lld; it can be 1..%lld",
+                        (long long)timeout_ms, (long long)MAX_TIMEOUT_MS);
+    group->timeout_ms = timeout_ms;
+    return EP_OK;
+}
+
+ep_status ep_group_barrier(ep_group *group)
+{
+    if (group == NULL)
+        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+    return epi_collective_gather(group, "barrier", NULL, NULL, 0);
+}
+
+ep_status ep_group_allgather(ep_group *group, const void *send, void *recv, size_t bytes)
+{
+    if (group == NULL)
+        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+    if (bytes > EPI_ALLGATHER_MAX)
+        return epi_fail(EP_ERR_ARGUMENT, "bytes is %zu; it can be 0..%zu", bytes,
+                        EPI_ALLGATHER_MAX);
+    if (bytes > 0 && (send == NULL || recv == NULL))
+        return epi_fail(EP_ERR_ARGUMENT, "%s is NULL", send == NULL ? "send" : "recv");
+    return epi_collective_gather(group, "all-gather", send, recv, bytes);
+}
