@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: MIT */
+/* The commands. Each gets its own name as argv[0] and returns an exit code of exit.h. */
+#ifndef APPS_COMMANDS_H
+#define APPS_COMMANDS_H
+
+int cmd_info(int argc, char **argv);
+int cmd_run(int argc, char **argv);
+
+#endif
