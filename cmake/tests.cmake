@@ -64,3 +64,13 @@ foreach(source IN LISTS ep_tests)
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${label}" TIMEOUT ${timeout})
 endforeach()
+
+# House rules that must hold before anything else makes sense.
+if(EP_SANITIZE STREQUAL "")
+  add_test(NAME check_includes COMMAND ${PROJECT_SOURCE_DIR}/tools/check_includes.sh)
+  add_test(NAME check_includes_self_test COMMAND ${PROJECT_SOURCE_DIR}/tools/check_includes.sh --self-test)
+  add_test(NAME check_headers COMMAND ${PROJECT_SOURCE_DIR}/tools/check_headers.sh)
+  add_test(NAME check_style COMMAND ${PROJECT_SOURCE_DIR}/tools/check_style.sh)
+  set_tests_properties(check_includes check_includes_self_test check_headers check_style
+    PROPERTIES LABELS source)
+endif()

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+# The front door; the build itself is CMake's (CMakeLists.txt, CMakePresets.json).
+# On a fresh Debian each target first installs what it misses (tools/setup.sh).
+
+JOBS ?= $(shell nproc)
+PREFIX ?= /usr/local
+RANKS ?= 8
+
+.PHONY: help demo build test test-asan test-tsan bench lint install clean
+
+help:
+	@echo "make demo     build and run an MoE layer over $(RANKS) ranks on this machine, checked"
+	@echo "make build    release build in build/release"
+	@echo "make test     every test that needs no special hardware, also under sanitizers"
+	@echo "make bench    measured figures of this machine"
+	@echo "make lint     format, static checks, house rules"
+	@echo "make install  library, headers, command, man pages to PREFIX=$(PREFIX)"
+	@echo "make clean    remove build/"
+
+build:
+	@tools/setup.sh build
+	cmake --preset release -DEP_BUILD_TESTS=OFF
+	cmake --build --preset release -j $(JOBS)
+
+demo: build
+	build/release/bin/entrepot demo --ranks $(RANKS)
+
+test:
+	@tools/setup.sh test
+	tools/test.sh default asan tsan
+
+test-asan:
+	@tools/setup.sh test
+	tools/test.sh asan
+
+test-tsan:
+	@tools/setup.sh test
+	tools/test.sh tsan
+
+bench:
+	@tools/setup.sh build bench
+	$(MAKE) build
+	tools/bench.sh
+
+lint:
+	@tools/setup.sh build lint
+	tools/lint.sh
+
+install: build
+	cmake --install build/release --prefix $(PREFIX)
+
+clean:
+	rm -rf build
