@@ -36,14 +36,37 @@ static inline float epi_scale_load(ep_scale kind, const void *scales, size_t k)
     return kind == EP_SCALE_UE8M0 ? epi_from_ue8m0((uint8_t)(word >> k % 4 * 8)) : epi_float(word);
 }
 
-/* The fixed order in which dot adds its 16 lanes. */
-static inline float epi_dot_tree(float lanes[16])
+/* What a reduction adds up: n rows, then the biases. Weights only if there are rows. */
+struct epi_terms {
+    const void *const *rows;
+    const float *weights;
+    size_t n;
+    const void *bias[2];
+    int biases;
+};
+
+static inline struct epi_terms epi_terms_of(const void *const *rows, const float *weights, size_t n,
+                                            const void *bias0, const void *bias1)
 {
-    for (int half = 8; half; half /= 2)
-        for (int i = 0; i < half; i++)
-            lanes[i] += lanes[i + half];
-    return epi_to_f32(lanes[0]);
+    struct epi_terms t = {rows, n ? weights : NULL, n, {bias0, bias1}, 0};
+    if (!bias0)
+        t.bias[0] = bias1;
+    t.biases = (bias0 != NULL) + (bias1 != NULL);
+    return t;
 }
+
+/* Scalar parts that the other paths use for what is left of a row after whole vectors. */
+
+/* Block k of a row: n elements at x, their codes at q. */
+void epi_quantise_block_scalar(const void *x, ep_dtype dtype, size_t n, ep_scale kind, uint8_t *q,
+                               void *scales, size_t k);
+/* Elements [first, hidden) of a row. */
+void epi_dequantise_scalar(const uint8_t *q, const void *scales, ep_scale kind, size_t first,
+                           size_t hidden, ep_dtype dtype, void *out);
+void epi_reduce_scalar(ep_dtype dtype, const struct epi_terms *t, size_t first, size_t hidden,
+                       void *out);
+/* Adds n more products to the 16 lanes, the first to lane 0, and adds up the lanes. */
+float epi_dot_rest(ep_dtype dtype, const void *a, const void *b, size_t n, float lanes[16]);
 
 size_t epi_logfmt_encode_scalar(const uint16_t *x, size_t hidden, uint8_t *out);
 void epi_logfmt_decode_scalar(const uint8_t *in, size_t hidden, uint16_t *out);
@@ -53,10 +76,6 @@ epi_logfmt_decode_fn epi_logfmt_decode_block_scalar;
 #if defined(__x86_64__)
 extern const struct epi_codec epi_codec_avx2;
 extern const struct epi_codec epi_codec_avx512;
-size_t epi_logfmt_encode_avx2(const uint16_t *x, size_t hidden, uint8_t *out);
-void epi_logfmt_decode_avx2(const uint8_t *in, size_t hidden, uint16_t *out);
-size_t epi_logfmt_encode_avx512(const uint16_t *x, size_t hidden, uint8_t *out);
-void epi_logfmt_decode_avx512(const uint8_t *in, size_t hidden, uint16_t *out);
 #endif
 
 #endif

@@ -85,6 +85,13 @@ const struct epi_codec *epi_codec_of(enum epi_isa isa);
 /* Makes epi_codec() return that table from now on; false when it is lacking. For tests. */
 bool epi_codec_select(enum epi_isa isa);
 
+/*
+ * The table that EP_ISA=name asks for, or the best one when name is NULL, empty,
+ * unknown or lacking here; then `note` says so (else it is empty).
+ */
+#define EPI_ISA_NOTE_BYTES 128
+const struct epi_codec *epi_codec_named(const char *name, char *note, size_t note_bytes);
+
 /* Checksum of bytes, a function of their values and positions; the same on every path. */
 uint64_t epi_checksum(const void *data, size_t bytes);
 

@@ -41,62 +41,71 @@ static void fence(void)
     atomic_thread_fence(memory_order_release);
 }
 
+void epi_quantise_block_scalar(const void *x, ep_dtype dtype, size_t n, ep_scale kind, uint8_t *q,
+                               void *scales, size_t k)
+{
+    float amax = 0;
+    for (size_t i = 0; i < n; i++)
+        amax = epi_amax(amax, load(dtype, x, i));
+    struct epi_scale s = epi_scale_of(kind, amax);
+    epi_scale_store(kind, scales, k, s.scale);
+    for (size_t i = 0; i < n; i++)
+        q[i] = epi_to_e4m3(load(dtype, x, i) * s.inverse);
+}
+
 static void quantise(const void *x, ep_dtype dtype, size_t hidden, ep_scale kind, uint8_t *q,
                      void *scales, bool streaming)
 {
     (void)streaming;
     if (kind == EP_SCALE_UE8M0)
         memset(scales, 0, epi_scale_bytes(kind, hidden));
-    for (size_t start = 0; start < hidden; start += EPI_SCALE_BLOCK) {
-        size_t end = hidden - start < EPI_SCALE_BLOCK ? hidden : start + EPI_SCALE_BLOCK;
-        float amax = 0;
-        for (size_t i = start; i < end; i++)
-            amax = epi_amax(amax, load(dtype, x, i));
-        struct epi_scale s = epi_scale_of(kind, amax);
-        epi_scale_store(kind, scales, start / EPI_SCALE_BLOCK, s.scale);
-        for (size_t i = start; i < end; i++)
-            q[i] = epi_to_e4m3(load(dtype, x, i) * s.inverse);
+    for (size_t i = 0; i < hidden; i += EPI_SCALE_BLOCK) {
+        const char *block = (const char *)x + i * (dtype == EP_F32 ? 4 : 2);
+        size_t n = hidden - i < EPI_SCALE_BLOCK ? hidden - i : EPI_SCALE_BLOCK;
+        epi_quantise_block_scalar(block, dtype, n, kind, q + i, scales, i / EPI_SCALE_BLOCK);
+    }
+}
+
+void epi_dequantise_scalar(const uint8_t *q, const void *scales, ep_scale kind, size_t first,
+                           size_t hidden, ep_dtype dtype, void *out)
+{
+    for (size_t i = first; i < hidden; i++) {
+        float factor = epi_scale_load(kind, scales, i / EPI_SCALE_BLOCK);
+        store(dtype, out, i, epi_from_e4m3(q[i]) * factor);
     }
 }
 
 static void dequantise(const uint8_t *q, const void *scales, ep_scale kind, size_t hidden,
                        ep_dtype dtype, void *out)
 {
-    for (size_t i = 0; i < hidden; i++) {
-        float factor = epi_scale_load(kind, scales, i / EPI_SCALE_BLOCK);
-        store(dtype, out, i, epi_from_e4m3(q[i]) * factor);
-    }
+    epi_dequantise_scalar(q, scales, kind, 0, hidden, dtype, out);
 }
 
-static float sum(ep_dtype dtype, const void *const *rows, const float *weights, size_t n, size_t i)
+void epi_reduce_scalar(ep_dtype dtype, const struct epi_terms *t, size_t first, size_t hidden,
+                       void *out)
 {
-    float acc = 0;
-    for (size_t r = 0; r < n; r++) {
-        float value = load(dtype, rows[r], i);
-        if (weights)
-            acc = fmaf(weights[r], value, acc);
-        else
-            acc = r ? acc + value : value;
+    for (size_t i = first; i < hidden; i++) {
+        float acc = 0;
+        for (size_t r = 0; r < t->n; r++) {
+            float value = load(dtype, t->rows[r], i);
+            if (t->weights)
+                acc = fmaf(t->weights[r], value, acc);
+            else
+                acc = r ? acc + value : value;
+        }
+        for (int b = 0; b < t->biases; b++) {
+            float value = load(dtype, t->bias[b], i);
+            acc = b || t->n ? acc + value : value;
+        }
+        store(dtype, out, i, acc);
     }
-    return acc;
 }
 
 static void reduce(ep_dtype dtype, const void *const *rows, const float *weights, size_t n,
                    const void *bias0, const void *bias1, size_t hidden, void *out)
 {
-    const void *biases[2] = {bias0, bias1};
-    for (size_t i = 0; i < hidden; i++) {
-        float acc = sum(dtype, rows, weights, n, i);
-        bool empty = n == 0;
-        for (int b = 0; b < 2; b++) {
-            if (biases[b]) {
-                float value = load(dtype, biases[b], i);
-                acc = empty ? value : acc + value;
-                empty = false;
-            }
-        }
-        store(dtype, out, i, acc);
-    }
+    struct epi_terms t = epi_terms_of(rows, weights, n, bias0, bias1);
+    epi_reduce_scalar(dtype, &t, 0, hidden, out);
 }
 
 static void scale(ep_dtype dtype, const void *x, float w, size_t hidden, void *out)
@@ -105,12 +114,20 @@ static void scale(ep_dtype dtype, const void *x, float w, size_t hidden, void *o
         store(dtype, out, i, w * load(dtype, x, i));
 }
 
+float epi_dot_rest(ep_dtype dtype, const void *a, const void *b, size_t n, float lanes[16])
+{
+    for (size_t i = 0; i < n; i++)
+        lanes[i % 16] = fmaf(load(dtype, a, i), load(dtype, b, i), lanes[i % 16]);
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] += lanes[i + half];
+    return epi_to_f32(lanes[0]);
+}
+
 static float dot(ep_dtype dtype, const void *a, const void *b, size_t hidden)
 {
     float lanes[16] = {0};
-    for (size_t i = 0; i < hidden; i++)
-        lanes[i % 16] = fmaf(load(dtype, a, i), load(dtype, b, i), lanes[i % 16]);
-    return epi_dot_tree(lanes);
+    return epi_dot_rest(dtype, a, b, hidden, lanes);
 }
 
 static void convert(ep_dtype from, const void *x, ep_dtype to, size_t n, void *out)
