@@ -124,7 +124,7 @@ typedef struct ep_schedule ep_schedule;
  */
 EP_API const char *ep_schedule_method_name(int32_t method);
 
-/** The method of a name; EP_ERR_ARGUMENT when there is none such. */
+/** The method of a name, in any case and with or without dashes; EP_ERR_ARGUMENT when unknown. */
 EP_API ep_status ep_schedule_method_parse(const char *name, int32_t *method);
 
 /**

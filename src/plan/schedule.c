@@ -3,6 +3,7 @@
 #include "plan/schedule.h"
 #include "base/error.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,13 +30,26 @@ const char *ep_schedule_method_name(int32_t method)
     return method >= 0 && method < EP_SCHEDULE_METHODS ? methods[method].name : "unknown";
 }
 
+/* "ZB-V" and "zb_v" are "zbv". */
+static bool same_name(const char *given, const char *name)
+{
+    for (; *given; given++) {
+        if (*given == '-' || *given == '_')
+            continue;
+        if (tolower((unsigned char)*given) != *name)
+            return false;
+        name++;
+    }
+    return *name == '\0';
+}
+
 ep_status ep_schedule_method_parse(const char *name, int32_t *method)
 {
     if (!name || !method)
         return epi_fail(EP_ERR_ARGUMENT, "ep_schedule_method_parse: %s is NULL",
                         name ? "method" : "name");
     for (int32_t i = 0; i < EP_SCHEDULE_METHODS; i++) {
-        if (strcmp(name, methods[i].name) == 0) {
+        if (same_name(name, methods[i].name)) {
             *method = i;
             return EP_OK;
         }

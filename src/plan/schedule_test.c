@@ -185,7 +185,11 @@ static void names_are_round(void **state)
         assert_int_equal(ep_schedule_method_parse(ep_schedule_method_name(i), &method), EP_OK);
         assert_int_equal(method, i);
     }
+    assert_int_equal(ep_schedule_method_parse("ZB-V", &method), EP_OK);
+    assert_int_equal(method, EP_SCHEDULE_ZBV);
     assert_int_equal(ep_schedule_method_parse("gpipe", &method), EP_ERR_ARGUMENT);
+    assert_int_equal(ep_schedule_method_parse("dualpipe2", &method), EP_ERR_ARGUMENT);
+    assert_int_equal(ep_schedule_method_parse("dual", &method), EP_ERR_ARGUMENT);
     assert_string_equal(ep_schedule_method_name(EP_SCHEDULE_CUSTOM), "custom");
     assert_string_equal(ep_schedule_method_name(99), "unknown");
 }
