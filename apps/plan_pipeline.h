@@ -6,9 +6,6 @@
 
 #include <stdio.h>
 
-/* `entrepot plan pipeline`; returns the exit code. */
-int cmd_plan_pipeline(int argc, char **argv);
-
 /* What a drawing shows beside the schedule. */
 typedef struct pipeline_figures {
     double makespan;

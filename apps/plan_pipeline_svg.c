@@ -185,7 +185,7 @@ static double legend_entry(const drawing *d, double x, double y, int kind)
                 y, looks[kind].fill[i]);
     fprintf(d->out, "<text x='%.1f' y='%.1f'>%s</text>\n", x + 14 * shades + 6, y + 11.5,
             looks[kind].name);
-    return 14 * shades + 26 + 6.1 * (double)strlen(looks[kind].name);
+    return 14 * shades + 26 + 6.6 * (double)strlen(looks[kind].name);
 }
 
 static unsigned kinds_used(const drawing *d)
@@ -217,7 +217,7 @@ static void draw_legend(const drawing *d)
                 "<text x='%.1f' y='%.1f'>overlapped forward and backward</text>\n",
                 x, y, looks[EP_OP_FORWARD].fill[0], x, y + 7, looks[EP_OP_BACKWARD].fill[1], x, y,
                 x + 34, y + 11.5);
-        x += 236;
+        x += 258;
     }
     fprintf(d->out,
             "<rect x='%.1f' y='%.1f' width='28' height='14' fill='url(#bubble)'/>"
