@@ -17,6 +17,10 @@ ep_status epi_bootstrap_threads(int rank, ep_thread_world *world, int64_t timeou
                                 epi_bootstrap **bootstrap);
 int epi_thread_world_num_ranks(const ep_thread_world *world);
 
+/* Between processes of one user on one host that know the same job and name. */
+ep_status epi_bootstrap_local(uint64_t job, const char *name, int rank, int num_ranks,
+                              int64_t timeout_ms, epi_bootstrap **bootstrap);
+
 void epi_bootstrap_close(epi_bootstrap *bootstrap);
 
 #endif

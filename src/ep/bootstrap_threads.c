@@ -4,10 +4,10 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "ep/rank_list.h"
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,20 +94,17 @@ int epi_thread_world_num_ranks(const ep_thread_world *world)
     return world->num_ranks;
 }
 
-/* Names up to eight ranks that have not arrived. */
-static ep_status fail_missing(const ep_thread_world *world, int64_t timeout_ms)
+static bool is_missing(void *context, int rank)
 {
-    char list[96] = "";
-    size_t used = 0;
-    int missing = 0;
-    for (int rank = 0; rank < world->num_ranks; rank++)
-        if (!world->arrived[rank] && missing++ < 8)
-            used +=
-                (size_t)snprintf(list + used, sizeof list - used, "%s%d", used ? ", " : "", rank);
-    if (missing > 8)
-        snprintf(list + used, sizeof list - used, " and %d more", missing - 8);
-    return epi_fail(EP_ERR_TIMEOUT, "group creation: no word from rank%s %s within %lld ms",
-                    missing > 1 ? "s" : "", list, (long long)timeout_ms);
+    return !((const ep_thread_world *)context)->arrived[rank];
+}
+
+static ep_status fail_missing(ep_thread_world *world, int64_t timeout_ms)
+{
+    char ranks[128];
+    epi_rank_list(world->num_ranks, is_missing, world, ranks, sizeof ranks);
+    return epi_fail(EP_ERR_TIMEOUT, "group creation: no word from %s within %lld ms", ranks,
+                    (long long)timeout_ms);
 }
 
 /* Called with the mutex held, as all that follow. */

@@ -4,13 +4,14 @@
 #include "base/error.h"
 #include "ep/bootstrap.h"
 #include "ep/collective.h"
+#include "ep/environment.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_RANKS 65536
-#define MAX_TIMEOUT_MS INT64_C(86400000)
+#define NAME_MAX_BYTES 63
+#define TRANSPORT_MAX_BYTES 200
 #define DEFAULT_TIMEOUT_MS 30000
 #define HELLO_MAGIC 0x45504731u /* "EPG1": changes with anything ranks say to each other */
 
@@ -28,6 +29,7 @@ typedef struct group_settings {
     int ranks_per_node;
     int64_t timeout_ms;
     const char *transport;
+    uint64_t job; /* where ranks find each other by the local bootstrap */
     ep_group_config config;
 } group_settings;
 
@@ -60,7 +62,8 @@ static ep_status check_config(const ep_group_config *given, ep_group_config *con
     return EP_OK;
 }
 
-static ep_status resolve_ranks(group_settings *settings)
+/* Rank and number of ranks as given, from the world, or from the environment. */
+static ep_status find_ranks(group_settings *settings)
 {
     const ep_group_config *config = &settings->config;
     settings->rank = config->rank;
@@ -71,13 +74,53 @@ static ep_status resolve_ranks(group_settings *settings)
             return epi_fail(EP_ERR_ARGUMENT, "num_ranks is %d; the world has %d", config->num_ranks,
                             ranks);
         settings->num_ranks = ranks;
+    } else if (config->allgather == NULL && (config->rank == -1 || config->num_ranks == -1)) {
+        epi_launch launch;
+        EPI_TRY(epi_launch_read(epi_getenv, NULL, &launch));
+        settings->rank = launch.rank;
+        settings->num_ranks = launch.num_ranks;
     }
-    if (settings->num_ranks < 1 || settings->num_ranks > MAX_RANKS)
+    settings->job = epi_launch_job(epi_getenv, NULL);
+    return EP_OK;
+}
+
+static ep_status check_ranks(const group_settings *settings)
+{
+    if (settings->num_ranks < 1 || settings->num_ranks > EPI_MAX_RANKS)
         return epi_fail(EP_ERR_ARGUMENT, "num_ranks is %d; it can be 1..%d", settings->num_ranks,
-                        MAX_RANKS);
+                        EPI_MAX_RANKS);
     if (settings->rank < 0 || settings->rank >= settings->num_ranks)
         return epi_fail(EP_ERR_ARGUMENT, "rank is %d; it can be 0..%d", settings->rank,
                         settings->num_ranks - 1);
+    return EP_OK;
+}
+
+static ep_status resolve_timeout(group_settings *settings)
+{
+    settings->timeout_ms = settings->config.timeout_ms;
+    if (settings->timeout_ms == 0) {
+        settings->timeout_ms = DEFAULT_TIMEOUT_MS;
+        EPI_TRY(epi_environment_timeout(epi_getenv, NULL, &settings->timeout_ms));
+    }
+    if (settings->timeout_ms < 1 || settings->timeout_ms > EPI_MAX_TIMEOUT_MS)
+        return epi_fail(EP_ERR_ARGUMENT, "timeout_ms is %lld; it can be 1..%lld",
+                        (long long)settings->timeout_ms, (long long)EPI_MAX_TIMEOUT_MS);
+    return EP_OK;
+}
+
+static ep_status resolve_name(group_settings *settings)
+{
+    static const char allowed[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    const char *name = settings->config.name;
+    if (name == NULL) {
+        settings->config.name = "0";
+        return EP_OK;
+    }
+    size_t length = strnlen(name, NAME_MAX_BYTES + 1);
+    if (length == 0 || length > NAME_MAX_BYTES || strspn(name, allowed) != length)
+        return epi_fail(EP_ERR_ARGUMENT, "name is \"%.80s\"; it can be 1..%d of [A-Za-z0-9._-]",
+                        name, NAME_MAX_BYTES);
     return EP_OK;
 }
 
@@ -87,7 +130,12 @@ static ep_status resolve_rest(group_settings *settings)
     const ep_group_config *config = &settings->config;
     settings->transport = config->transport;
     if (settings->transport == NULL)
+        settings->transport = getenv("EP_TRANSPORT");
+    if (settings->transport == NULL)
         settings->transport = config->world != NULL ? "threads" : "shm";
+    if (strlen(settings->transport) >= TRANSPORT_MAX_BYTES)
+        return epi_fail(EP_ERR_ARGUMENT, "transport has %zu characters; it can have up to %d",
+                        strlen(settings->transport), TRANSPORT_MAX_BYTES - 1);
     settings->ranks_per_node = config->ranks_per_node;
     if (settings->ranks_per_node == 0)
         settings->ranks_per_node = settings->num_ranks;
@@ -98,31 +146,23 @@ static ep_status resolve_rest(group_settings *settings)
     return EP_OK;
 }
 
-static ep_status resolve_timeout(group_settings *settings)
-{
-    settings->timeout_ms = settings->config.timeout_ms;
-    if (settings->timeout_ms == 0)
-        settings->timeout_ms = DEFAULT_TIMEOUT_MS;
-    if (settings->timeout_ms < 1 || settings->timeout_ms > MAX_TIMEOUT_MS)
-        return epi_fail(EP_ERR_ARGUMENT, "timeout_ms is %lld; it can be 1..%lld",
-                        (long long)settings->timeout_ms, (long long)MAX_TIMEOUT_MS);
-    return EP_OK;
-}
-
 static ep_status open_outside(const group_settings *settings, epi_bootstrap **outside)
 {
     const ep_group_config *config = &settings->config;
     if (config->world != NULL)
         return epi_bootstrap_threads(settings->rank, config->world, settings->timeout_ms, outside);
-    return epi_bootstrap_callback(settings->rank, settings->num_ranks, config->allgather,
-                                  config->allgather_context, outside);
+    if (config->allgather != NULL)
+        return epi_bootstrap_callback(settings->rank, settings->num_ranks, config->allgather,
+                                      config->allgather_context, outside);
+    return epi_bootstrap_local(settings->job, config->name, settings->rank, settings->num_ranks,
+                               settings->timeout_ms, outside);
 }
 
 typedef struct hello {
     uint32_t magic;
     int32_t num_ranks;
     int32_t ranks_per_node;
-    char transport[128];
+    char transport[TRANSPORT_MAX_BYTES];
 } hello;
 
 /* Compares every rank's settings with rank 0's; all ranks find the same difference. */
@@ -138,8 +178,7 @@ static ep_status compare_hellos(const hello *all, int num_ranks)
             return epi_fail(EP_ERR_MISMATCH, "ranks_per_node is %d on rank 0 but %d on rank %d",
                             all[0].ranks_per_node, all[rank].ranks_per_node, rank);
         if (memcmp(all[rank].transport, all[0].transport, sizeof all[0].transport) != 0)
-            return epi_fail(EP_ERR_MISMATCH,
-                            "transport is \"%.127s\" on rank 0 but \"%.127s\" on rank %d",
+            return epi_fail(EP_ERR_MISMATCH, "transport is \"%s\" on rank 0 but \"%s\" on rank %d",
                             all[0].transport, all[rank].transport, rank);
     }
     return EP_OK;
@@ -202,8 +241,10 @@ ep_status ep_group_create(const ep_group_config *given, ep_group **created)
     *created = NULL;
     group_settings settings = {0};
     EPI_TRY(check_config(given, &settings.config));
-    EPI_TRY(resolve_ranks(&settings));
+    EPI_TRY(find_ranks(&settings));
+    EPI_TRY(check_ranks(&settings));
     EPI_TRY(resolve_timeout(&settings));
+    EPI_TRY(resolve_name(&settings));
     epi_bootstrap *outside = NULL;
     EPI_TRY(open_outside(&settings, &outside));
     ep_status status = agree_settings(&settings, outside, resolve_rest(&settings));
@@ -274,9 +315,9 @@ ep_status ep_group_set_timeout_ms(ep_group *group, int64_t timeout_ms)
 {
     if (group == NULL)
         return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
-    if (timeout_ms < 1 || timeout_ms > MAX_TIMEOUT_MS)
+    if (timeout_ms < 1 || timeout_ms > EPI_MAX_TIMEOUT_MS)
         return epi_fail(EP_ERR_ARGUMENT, "timeout_ms is %lld; it can be 1..%lld",
-                        (long long)timeout_ms, (long long)MAX_TIMEOUT_MS);
+                        (long long)timeout_ms, (long long)EPI_MAX_TIMEOUT_MS);
     group->timeout_ms = timeout_ms;
     return EP_OK;
 }

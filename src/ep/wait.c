@@ -3,15 +3,13 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-
-#include <stdio.h>
+#include "ep/rank_list.h"
 
 #define SLICE_NS (50 * EPI_NS_PER_MS) /* between looks whether late ranks still run */
 #define SPIN_ALONE_NS                                                                            \
     (50 * EPI_NS_PER_US)                   /* a core for each rank: a sleep costs more than this \
                                             */
 #define SPIN_SHARED_NS (2 * EPI_NS_PER_US) /* the rank waited for may need this very core */
-#define LISTED_MAX 8
 
 typedef struct wait_state {
     ep_group *group;
@@ -136,20 +134,20 @@ ep_status epi_wait(ep_group *group, epi_window *window, const char *call, uint64
     }
 }
 
+typedef struct unmasked {
+    const ep_group *group;
+    epi_late_fn late;
+    void *context;
+} unmasked;
+
+static bool unmasked_late(void *context, int rank)
+{
+    const unmasked *self = context;
+    return is_late(self->group, self->late, self->context, rank);
+}
+
 int epi_late_list(const ep_group *group, epi_late_fn late, void *context, char *text, size_t bytes)
 {
-    char list[LISTED_MAX * 8];
-    size_t used = 0;
-    int count = 0;
-    for (int rank = 0; rank < group->num_ranks; rank++)
-        if (is_late(group, late, context, rank) && count++ < LISTED_MAX)
-            used +=
-                (size_t)snprintf(list + used, sizeof list - used, "%s%d", used ? ", " : "", rank);
-    if (count == 0)
-        snprintf(text, bytes, "no rank");
-    else if (count <= LISTED_MAX)
-        snprintf(text, bytes, "rank%s %s", count > 1 ? "s" : "", list);
-    else
-        snprintf(text, bytes, "ranks %s and %d more", list, count - LISTED_MAX);
-    return count;
+    unmasked filter = {group, late, context};
+    return epi_rank_list(group->num_ranks, unmasked_late, &filter, text, bytes);
 }

@@ -23,8 +23,7 @@ typedef bool (*epi_late_fn)(void *context, int rank);
 ep_status epi_wait(ep_group *group, epi_window *window, const char *call, uint64_t epoch,
                    epi_ready_fn ready, epi_late_fn late, void *context, int64_t timeout_ms);
 
-/* Writes the unmasked ranks that are late as "rank 3", "ranks 3, 5" or, beyond eight of them,
-   "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 12 more"; "no rank" when there is none. Returns how many. */
+/* epi_rank_list() of the unmasked ranks that are late. */
 int epi_late_list(const ep_group *group, epi_late_fn late, void *context, char *text, size_t bytes);
 
 #endif

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -14,7 +13,6 @@
 #include <unistd.h>
 
 #define RUNNING (-1)
-#define BYTES_MAX 1024
 
 int64_t test_now_ms(void)
 {
@@ -155,58 +153,18 @@ int test_run_threads(int num_ranks, test_rank_fn body, void *arg)
     return failed;
 }
 
-/* An all-gather between processes over memory they share. */
-typedef struct meeting_place {
-    _Atomic uint64_t round[256]; /* rounds that each rank has entered */
-    uint8_t data[2][256][BYTES_MAX];
-} meeting_place;
-
 typedef struct group_run {
     ep_group_config config;
     test_group_fn body;
     void *arg;
-    meeting_place *meeting;
 } group_run;
-
-typedef struct attendee {
-    meeting_place *meeting;
-    int rank;
-    int num_ranks;
-    uint64_t round;
-} attendee;
-
-static int meet(void *context, const void *send, void *recv, size_t bytes)
-{
-    attendee *self = context;
-    meeting_place *meeting = self->meeting;
-    uint64_t round = ++self->round;
-    if (bytes > BYTES_MAX)
-        return 1;
-    memcpy(meeting->data[round % 2][self->rank], send, bytes);
-    atomic_store(&meeting->round[self->rank], round);
-    int64_t deadline = test_now_ms() + 20000;
-    for (int rank = 0; rank < self->num_ranks; rank++) {
-        while (atomic_load(&meeting->round[rank]) < round) {
-            if (test_now_ms() > deadline)
-                return 2;
-            sleep_ms(1);
-        }
-        memcpy((uint8_t *)recv + (size_t)rank * bytes, meeting->data[round % 2][rank], bytes);
-    }
-    return 0;
-}
 
 static int run_group(int rank, int num_ranks, void *arg)
 {
     const group_run *run = arg;
-    attendee self = {run->meeting, rank, num_ranks, 0};
     ep_group_config config = run->config;
     config.rank = rank;
     config.num_ranks = num_ranks;
-    if (run->meeting != NULL) {
-        config.allgather = meet;
-        config.allgather_context = &self;
-    }
     ep_group *group = NULL;
     TEST_OK(ep_group_create(&config, &group));
     int result = run->body(group, run->arg);
@@ -217,20 +175,13 @@ static int run_group(int rank, int num_ranks, void *arg)
 int test_run_groups_with(const ep_group_config *config, int num_ranks, test_group_fn body,
                          void *arg)
 {
-    group_run run = {*config, body, arg, NULL};
-    int failed;
-    if (config->transport != NULL && strstr(config->transport, "threads") != NULL) {
-        if (ep_thread_world_create(num_ranks, &run.config.world) != EP_OK)
-            return num_ranks;
-        failed = test_run_threads(num_ranks, run_group, &run);
-        ep_thread_world_destroy(run.config.world);
-        return failed;
-    }
-    run.meeting = test_shared_alloc(sizeof *run.meeting);
-    if (run.meeting == NULL)
+    group_run run = {*config, body, arg};
+    if (config->transport == NULL || strstr(config->transport, "threads") == NULL)
+        return test_run_processes(num_ranks, run_group, &run);
+    if (ep_thread_world_create(num_ranks, &run.config.world) != EP_OK)
         return num_ranks;
-    failed = test_run_processes(num_ranks, run_group, &run);
-    test_shared_free(run.meeting, sizeof *run.meeting);
+    int failed = test_run_threads(num_ranks, run_group, &run);
+    ep_thread_world_destroy(run.config.world);
     return failed;
 }
 

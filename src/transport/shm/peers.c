@@ -3,13 +3,11 @@
 #include "transport/shm/internal.h"
 
 #include "base/error.h"
+#include "base/process.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -27,50 +25,17 @@ typedef struct introduction {
     char boot_id[40]; /* differs between hosts */
 } introduction;
 
-/* Reads a small file of /proc into text; false where it cannot be read. */
-static bool read_text(const char *path, char *text, size_t bytes)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return false;
-    ssize_t got = read(fd, text, bytes - 1);
-    close(fd);
-    if (got <= 0)
-        return false;
-    text[got] = '\0';
-    return true;
-}
-
-/* State and start time of a process; false where there is none. */
-static bool read_process(pid_t pid, char *state, uint64_t *start_time)
-{
-    char path[40], text[1024];
-    snprintf(path, sizeof path, "/proc/%lld/stat", (long long)pid);
-    if (!read_text(path, text, sizeof text))
-        return false;
-    const char *after_name = strrchr(text, ')'); /* the name may contain anything */
-    unsigned long long start;
-    if (after_name == NULL || sscanf(after_name + 1,
-                                     " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
-                                     "%*s %*s %*s %*s %llu",
-                                     state, &start) != 2)
-        return false;
-    *start_time = start;
-    return true;
-}
-
 static ep_status introduce_self(introduction *self)
 {
     memset(self, 0, sizeof *self);
-    char state;
     struct stat namespace;
     self->pid = getpid();
-    if (!read_process(getpid(), &state, &self->start_time))
+    if (!epi_process_start_time(getpid(), &self->start_time))
         return epi_fail(EP_ERR_SYSTEM, "/proc/%d/stat cannot be read: is /proc mounted?",
                         (int)getpid());
     if (stat("/proc/self/ns/pid", &namespace) == 0)
         self->pid_namespace = namespace.st_ino;
-    if (!read_text("/proc/sys/kernel/random/boot_id", self->boot_id, sizeof self->boot_id))
+    if (!epi_read_text("/proc/sys/kernel/random/boot_id", self->boot_id, sizeof self->boot_id))
         self->boot_id[0] = '\0';
     return EP_OK;
 }
@@ -94,10 +59,8 @@ static ep_status check_same_host(const introduction *all, int num_ranks)
 
 static bool same_process(const shm_peer *peer)
 {
-    char state;
     uint64_t start_time;
-    return read_process(peer->pid, &state, &start_time) && start_time == peer->start_time &&
-           state != 'Z' && state != 'X';
+    return epi_process_start_time(peer->pid, &start_time) && start_time == peer->start_time;
 }
 
 ep_status epi_shm_peers_meet(shm_transport *transport)
