@@ -42,7 +42,7 @@ typedef struct ep_buffer_config {
                                   0: the caller's thread only, asynchronous calls then proceed
                                   inside ep_event_wait and ep_event_query. With n >= 1 one worker
                                   runs asynchronous calls and n - 1 help it copy. */
-    int32_t max_experts;     /**< largest num_experts of later calls, 1..1048576; 0: 4096. The
+    int32_t max_experts;     /**< largest num_experts of later calls, 1..65536; 0: 1024. The
                                   same on every rank; costs address space, not memory. */
     int32_t verify;          /**< 1: verify mode, see ep_dispatch. The same on every rank. */
     ep_device_type device;   /**< where tensors live; the same on every rank */
@@ -280,8 +280,10 @@ typedef struct ep_handle_info {
     int32_t num_local_experts; /**< L */
     ep_row_layout layout;
     const int32_t *rows_between; /**< [R * R] rows that rank i sent to rank j at [i * R + j] */
-    const int32_t *send_row;     /**< row at the receiver, -1: not sent. EP_ROWS_BY_TOKEN [T * R]
-                                      by rank; EP_ROWS_BY_EXPERT [T * K] by top-k place */
+    const int32_t *send_rank;    /**< [T * K] where this rank's rows went, -1: nowhere.
+                                    EP_ROWS_BY_TOKEN:    each token's ranks ascending, then -1;
+                                    EP_ROWS_BY_EXPERT: by    top-k place */
+    const int32_t *send_row;     /**< [T * K] the row there, beside send_rank */
     const int32_t *source_token; /**< [rows] as in ep_recv */
 } ep_handle_info;
 

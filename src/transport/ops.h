@@ -98,6 +98,9 @@ typedef struct epi_transport_ops {
     /* Reads memory of a peer that is in no window. */
     ep_status (*peer_read)(epi_transport *transport, int rank, const epi_remote_read *reads,
                            size_t count);
+    /* Where such memory can be addressed directly, that address here; NULL where it can't. The op
+       itself may be NULL: never. */
+    const void *(*peer_pointer)(epi_transport *transport, int rank, uint64_t remote);
 
     /* Monotonic clock, ns; virtual where a simulation drives it. */
     int64_t (*now_ns)(epi_transport *transport);

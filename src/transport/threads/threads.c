@@ -258,6 +258,13 @@ static bool threads_can_peer_read(epi_transport *transport)
     return true;
 }
 
+static const void *threads_peer_pointer(epi_transport *transport, int rank, uint64_t remote)
+{
+    (void)transport;
+    (void)rank;
+    return (const void *)(uintptr_t)remote;
+}
+
 static ep_status threads_peer_read(epi_transport *transport, int rank, const epi_remote_read *reads,
                                    size_t count)
 {
@@ -293,6 +300,7 @@ static const epi_transport_ops threads_ops = {
     .kill_self = threads_kill_self,
     .can_peer_read = threads_can_peer_read,
     .peer_read = threads_peer_read,
+    .peer_pointer = threads_peer_pointer,
     .now_ns = threads_now_ns,
     .ranks_per_core = threads_ranks_per_core,
 };

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: MIT */
+#include "ep/buffer.h"
+
+#include "base/error.h"
+#include "ep/args.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_MAX_EXPERTS 1024
+#define DEFAULT_WINDOW_MAX ((size_t)64 << 30)
+
+static size_t align64(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+static size_t mailbox_bytes(int num_ranks, int64_t max_experts)
+{
+    return align64(sizeof(epi_mailbox) + sizeof(int32_t) * (size_t)(num_ranks + max_experts));
+}
+
+size_t epi_control_area_bytes(int num_ranks, int64_t max_experts)
+{
+    if (max_experts == 0)
+        max_experts = DEFAULT_MAX_EXPERTS;
+    size_t bytes = epi_control_bytes(num_ranks) +
+                   2 * (size_t)num_ranks * mailbox_bytes(num_ranks, max_experts);
+    return (bytes + EPI_POOL_ALIGN - 1) / EPI_POOL_ALIGN * EPI_POOL_ALIGN;
+}
+
+epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, uint64_t epoch)
+{
+    size_t index = 2 * (size_t)source + (epoch & 1);
+    return (epi_mailbox *)(buffer->window->peer[owner] + buffer->mailbox_offset +
+                           index * buffer->mailbox_bytes);
+}
+
+uint64_t epi_buffer_progress(const ep_buffer *buffer, int source)
+{
+    uint64_t entered = epi_slot_load(buffer->window, source, EPI_SLOT_ENTER);
+    uint64_t aborted = epi_slot_load(buffer->window, source, EPI_SLOT_ABORT);
+    return aborted && aborted + 1 > entered ? aborted + 1 : entered;
+}
+
+bool epi_buffer_contains(const ep_buffer *buffer, const void *memory, size_t bytes, size_t *offset)
+{
+    uintptr_t start = (uintptr_t)memory, base = (uintptr_t)buffer->window->base;
+    if (start < base || start - base > buffer->window->committed ||
+        bytes > buffer->window->committed - (start - base))
+        return false;
+    *offset = start - base;
+    return true;
+}
+
+static ep_status check_config(const ep_buffer_config *config)
+{
+    const char *call = "ep_buffer_create";
+    if (config->num_threads < 0 || config->num_threads > 256)
+        return epi_bad(call, "num_threads", config->num_threads, "0..256");
+    if (config->max_experts < 1 || config->max_experts > 65536)
+        return epi_bad(call, "max_experts", config->max_experts, "1..65536, or 0 for 1024");
+    if (config->verify != 0 && config->verify != 1)
+        return epi_bad(call, "verify", config->verify, "0 or 1");
+    if (config->device != EP_DEVICE_CPU)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: device is %d; this build has EP_DEVICE_CPU (0) only", call,
+                        (int)config->device);
+    return EP_OK;
+}
+
+/* Ranks compare what must be equal, and learn of a rank that could not go on. */
+static ep_status agree(ep_group *group, const ep_buffer_config *config, ep_status mine)
+{
+    struct {
+        int64_t status, max_experts, verify;
+        uint64_t window_max;
+        char text[200];
+    } own, *all;
+    memset(&own, 0, sizeof own);
+    own.status = mine;
+    own.max_experts = config->max_experts;
+    own.verify = config->verify;
+    own.window_max = config->window_max_bytes;
+    if (mine != EP_OK)
+        strncpy(own.text, ep_last_error(), sizeof own.text - 1);
+    all = calloc((size_t)group->num_ranks, sizeof *all);
+    if (!all)
+        return epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
+    ep_status status = ep_group_allgather(group, &own, all, sizeof own);
+    for (int r = 0; status == EP_OK && r < group->num_ranks; r++) {
+        if (group->masked[r])
+            continue;
+        if (r == group->rank && mine != EP_OK)
+            status = epi_fail(mine, "%s", own.text);
+        else if (all[r].status != EP_OK)
+            status =
+                epi_fail(EP_ERR_ABORTED, "ep_buffer_create: rank %d failed: %s", r, all[r].text);
+        else if (all[r].max_experts != own.max_experts)
+            status = epi_disagree("ep_buffer_create", "max_experts", group->rank, own.max_experts,
+                                  r, all[r].max_experts);
+        else if (all[r].verify != own.verify)
+            status = epi_disagree("ep_buffer_create", "verify", group->rank, own.verify, r,
+                                  all[r].verify);
+        else if (all[r].window_max != own.window_max)
+            status = epi_disagree("ep_buffer_create", "window_max_bytes", group->rank,
+                                  (int64_t)own.window_max, r, (int64_t)all[r].window_max);
+    }
+    free(all);
+    return status;
+}
+
+static ep_status start_threads(ep_buffer *buffer)
+{
+    int threads = buffer->config.num_threads;
+    if (threads > 1)
+        EPI_TRY(epi_team_create(threads - 1, &buffer->team));
+    if (threads == 0)
+        return EP_OK;
+    if (pthread_create(&buffer->worker, NULL, epi_worker_main, buffer))
+        return epi_fail(EP_ERR_SYSTEM, "ep_buffer_create: could not start the worker thread");
+    buffer->has_worker = true;
+    return EP_OK;
+}
+
+static void destroy(ep_buffer *buffer)
+{
+    if (buffer->has_worker) {
+        pthread_mutex_lock(&buffer->lock);
+        buffer->stop = true;
+        pthread_cond_broadcast(&buffer->work);
+        pthread_mutex_unlock(&buffer->lock);
+        pthread_join(buffer->worker, NULL);
+    }
+    epi_team_destroy(buffer->team);
+    if (buffer->window) {
+        epi_pool_destroy(&buffer->pool);
+        buffer->window->transport->ops->window_destroy(buffer->window);
+        atomic_fetch_sub(&buffer->group->num_objects, 1);
+    }
+    pthread_mutex_destroy(&buffer->pool_lock);
+    pthread_mutex_destroy(&buffer->lock);
+    pthread_cond_destroy(&buffer->work);
+    pthread_cond_destroy(&buffer->done);
+    free(buffer);
+}
+
+static ep_status open_window(ep_buffer *buffer)
+{
+    ep_group *group = buffer->group;
+    const ep_buffer_config *config = &buffer->config;
+    size_t control = epi_control_area_bytes(group->num_ranks, config->max_experts);
+    size_t first = control + config->window_bytes;
+    if (config->window_max_bytes < first)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "ep_buffer_create: window_max_bytes is %zu; it must be at least %zu, the "
+                        "control area and window_bytes",
+                        config->window_max_bytes, first);
+    EPI_TRY(group->transport->ops->window_create(group->transport, config->window_max_bytes, first,
+                                                 &buffer->window));
+    atomic_fetch_add(&group->num_objects, 1);
+    buffer->mailbox_bytes = mailbox_bytes(group->num_ranks, config->max_experts);
+    buffer->mailbox_offset = align64(epi_control_bytes(group->num_ranks));
+    epi_pool_init(&buffer->pool, buffer->window, control, config->window_max_bytes);
+    return EP_OK;
+}
+
+static ep_buffer *new_buffer(ep_group *group, const ep_buffer_config *config)
+{
+    ep_buffer *buffer = calloc(1, sizeof *buffer);
+    if (!buffer)
+        return NULL;
+    buffer->group = group;
+    buffer->config = *config;
+    buffer->rank = group->rank;
+    buffer->num_ranks = group->num_ranks;
+    pthread_mutex_init(&buffer->lock, NULL);
+    pthread_mutex_init(&buffer->pool_lock, NULL);
+    pthread_cond_init(&buffer->work, NULL);
+    pthread_cond_init(&buffer->done, NULL);
+    return buffer;
+}
+
+ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_buffer **out)
+{
+    if (!out)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_create: buffer is NULL");
+    *out = NULL;
+    if (!group)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_create: group is NULL");
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    ep_status status = EP_OK;
+    if (given)
+        status = epi_args_copy("ep_buffer_create", "config", &config, sizeof config, given);
+    if (config.max_experts == 0)
+        config.max_experts = DEFAULT_MAX_EXPERTS;
+    if (config.window_max_bytes == 0)
+        config.window_max_bytes = DEFAULT_WINDOW_MAX;
+    if (status == EP_OK)
+        status = check_config(&config);
+    EPI_TRY(agree(group, &config, status));
+    ep_buffer *buffer = new_buffer(group, &config);
+    status = buffer ? EP_OK : epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
+    EPI_TRY(agree(group, &config, status));
+    status = open_window(buffer);
+    if (status == EP_OK)
+        status = start_threads(buffer);
+    status = agree(group, &config, status);
+    if (status != EP_OK) {
+        destroy(buffer);
+        return status;
+    }
+    *out = buffer;
+    return EP_OK;
+}
+
+void ep_buffer_destroy(ep_buffer *buffer)
+{
+    if (!buffer)
+        return;
+    epi_op_drain(buffer);
+    destroy(buffer);
+}
+
+ep_group *ep_buffer_group(const ep_buffer *buffer)
+{
+    return buffer ? buffer->group : NULL;
+}
+
+ep_status epi_buffer_take(ep_buffer *buffer, size_t bytes, size_t *offset)
+{
+    pthread_mutex_lock(&buffer->pool_lock);
+    ep_status status = epi_pool_take(&buffer->pool, bytes, offset);
+    pthread_mutex_unlock(&buffer->pool_lock);
+    return status;
+}
+
+void epi_buffer_give(ep_buffer *buffer, size_t offset)
+{
+    pthread_mutex_lock(&buffer->pool_lock);
+    epi_pool_give(&buffer->pool, offset);
+    pthread_mutex_unlock(&buffer->pool_lock);
+}
+
+ep_status ep_buffer_alloc(ep_buffer *buffer, size_t bytes, void **memory)
+{
+    if (!memory)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_alloc: memory is NULL");
+    *memory = NULL;
+    if (!buffer)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_alloc: buffer is NULL");
+    size_t offset;
+    EPI_TRY(epi_buffer_take(buffer, bytes, &offset));
+    *memory = buffer->window->base + offset;
+    return EP_OK;
+}
+
+ep_status ep_buffer_free(ep_buffer *buffer, void *memory)
+{
+    if (!memory)
+        return EP_OK;
+    if (!buffer)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_free: buffer is NULL");
+    size_t offset;
+    bool given = false;
+    if (epi_buffer_contains(buffer, memory, 1, &offset)) {
+        pthread_mutex_lock(&buffer->pool_lock);
+        given = epi_pool_give(&buffer->pool, offset);
+        pthread_mutex_unlock(&buffer->pool_lock);
+    }
+    if (!given)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "ep_buffer_free: memory is %p; it must come from ep_buffer_alloc", memory);
+    return EP_OK;
+}
+
+ep_status ep_buffer_query(const ep_buffer *buffer, ep_buffer_info *info)
+{
+    if (!buffer)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_query: buffer is NULL");
+    ep_buffer_info full = {.size = sizeof full};
+    ep_buffer *self = (ep_buffer *)buffer;
+    full.window_bytes = buffer->window->committed;
+    full.control_bytes = buffer->pool.start;
+    pthread_mutex_lock(&self->pool_lock);
+    full.used_bytes = buffer->pool.used;
+    full.peak_bytes = buffer->pool.peak + buffer->pool.start;
+    pthread_mutex_unlock(&self->pool_lock);
+    pthread_mutex_lock(&self->lock);
+    full.num_calls = buffer->epoch;
+    pthread_mutex_unlock(&self->lock);
+    return epi_result_copy("ep_buffer_query", "info", info, &full, sizeof full);
+}

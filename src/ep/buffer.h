@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+/* A buffer from inside. */
+#ifndef EPI_EP_BUFFER_H
+#define EPI_EP_BUFFER_H
+
+#include "entrepot/ep.h"
+#include "ep/group.h"
+#include "ep/op.h"
+#include "ep/pool.h"
+#include "ep/team.h"
+
+#include <pthread.h>
+
+struct ep_buffer {
+    ep_group *group;
+    ep_buffer_config config;
+    int rank, num_ranks;
+    epi_window *window;
+    epi_pool pool; /* under pool_lock */
+    pthread_mutex_t pool_lock;
+    size_t mailbox_bytes, mailbox_offset;
+
+    pthread_mutex_t lock; /* guards the queue and the epoch */
+    pthread_cond_t work, done;
+    epi_op *head, *tail; /* calls not completed, in order */
+    bool running;        /* some thread runs the head */
+    bool stop;
+    uint64_t epoch;
+    bool has_worker;
+    pthread_t worker;
+    epi_team *team;          /* NULL: no helpers */
+    _Atomic int num_objects; /* events, handles and results alive */
+};
+
+/* Mail that `source` wrote to `owner` about call `epoch`, as seen from this rank. */
+/* Bytes at the head of a window that hold no rows; max_experts 0 is the default. */
+size_t epi_control_area_bytes(int num_ranks, int64_t max_experts);
+
+epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, uint64_t epoch);
+
+/* The call's number that `source` is certainly at, or past. */
+uint64_t epi_buffer_progress(const ep_buffer *buffer, int source);
+
+/* Whether [memory, memory + bytes) lies in this rank's window; then *offset is where. */
+bool epi_buffer_contains(const ep_buffer *buffer, const void *memory, size_t bytes, size_t *offset);
+
+ep_status epi_buffer_take(ep_buffer *buffer, size_t bytes, size_t *offset);
+void epi_buffer_give(ep_buffer *buffer, size_t offset);
+
+#endif

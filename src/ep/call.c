@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT */
+#include "ep/call.h"
+
+#include "base/error.h"
+#include "codec/rows.h"
+#include "ep/args.h"
+
+#include <string.h>
+
+void epi_call_notify_all(epi_op *op, int slot)
+{
+    ep_buffer *buffer = op->buffer;
+    for (int i = 0; i < buffer->num_ranks; i++) {
+        /* Start after this rank, so that not everybody wakes the same peer first. */
+        int peer = (buffer->rank + 1 + i) % buffer->num_ranks;
+        if (!buffer->group->masked[peer])
+            buffer->window->transport->ops->notify(buffer->window, peer, slot, op->epoch);
+    }
+}
+
+void epi_call_enter(epi_op *op, const epi_mail *mail, const int32_t *counts, int64_t num_counts)
+{
+    ep_buffer *buffer = op->buffer;
+    for (int peer = 0; peer < buffer->num_ranks; peer++) {
+        if (buffer->group->masked[peer])
+            continue;
+        epi_mailbox *box = epi_buffer_mailbox(buffer, peer, buffer->rank, op->epoch);
+        box->mail = *mail;
+        if (num_counts)
+            memcpy(box->counts, counts, (size_t)num_counts * sizeof *counts);
+    }
+    epi_call_notify_all(op, EPI_SLOT_ENTER);
+    epi_op_await(op, EPI_SLOT_ENTER, op->epoch, NULL);
+}
+
+const epi_mailbox *epi_call_mail(const epi_op *op, int source)
+{
+    return epi_buffer_mailbox(op->buffer, op->buffer->rank, source, op->epoch);
+}
+
+int64_t epi_call_mask_sum(const ep_buffer *buffer)
+{
+    return (int64_t)epi_checksum(buffer->group->masked, (size_t)buffer->num_ranks * sizeof(bool));
+}
+
+ep_status epi_call_agree(const epi_op *op)
+{
+    static const char *const names[EPI_NUM_AGREED] = {
+        [EPI_AGREED_CALL] = "the call (1 dispatch, 2 combine, 3 low-latency setup)",
+        [EPI_AGREED_HIDDEN] = "hidden",
+        [EPI_AGREED_DTYPE] = "dtype (ep_dtype)",
+        [EPI_AGREED_TOPK] = "topk",
+        [EPI_AGREED_TOPK_DTYPE] = "topk_idx.dtype (ep_dtype)",
+        [EPI_AGREED_EXPERTS] = "num_experts",
+        [EPI_AGREED_TABLE] = "expert_rank (checksum)",
+        [EPI_AGREED_WEIGHTS] = "topk_weights given",
+        [EPI_AGREED_SCALE] = "scale (ep_scale)",
+        [EPI_AGREED_LAYOUT] = "layout (ep_row_layout)",
+        [EPI_AGREED_ALIGNMENT] = "expert_alignment",
+        [EPI_AGREED_HANDLE] = "handle (number of the call that made it)",
+        [EPI_AGREED_MASK] = "masked ranks (checksum)",
+    };
+    const ep_buffer *buffer = op->buffer;
+    int first = 0;
+    while (buffer->group->masked[first])
+        first++;
+    const int64_t *want = epi_call_mail(op, first)->mail.agreed;
+    for (int i = 0; i < EPI_NUM_AGREED; i++)
+        for (int r = first + 1; r < buffer->num_ranks; r++) {
+            if (buffer->group->masked[r])
+                continue;
+            int64_t have = epi_call_mail(op, r)->mail.agreed[i];
+            if (have != want[i])
+                return epi_disagree(op->name, names[i], first, want[i], r, have);
+        }
+    return EP_OK;
+}
+
+void epi_call_settle(epi_op *op)
+{
+    ep_buffer *buffer = op->buffer;
+    const epi_transport_ops *ops = buffer->window->transport->ops;
+    for (int r = 0; r < buffer->num_ranks; r++)
+        if (buffer->group->masked[r] && epi_buffer_progress(buffer, r) < op->epoch &&
+            ops->peer_alive(buffer->window->transport, r))
+            return; /* left out but running: it may still write where it was told to */
+    pthread_mutex_lock(&buffer->pool_lock);
+    epi_pool_settle(&buffer->pool, op->epoch - 1);
+    pthread_mutex_unlock(&buffer->pool_lock);
+}
+
+/* ------------------------------------------------------------- exposing */
+
+static ep_status stage_rows(ep_buffer *buffer, const ep_tensor *tensor, size_t *offset)
+{
+    size_t row = ep_dtype_size(tensor->dtype) * (size_t)tensor->shape[1];
+    size_t step = ep_dtype_size(tensor->dtype) * (size_t)tensor->stride[0];
+    EPI_TRY(epi_buffer_take(buffer, row * (size_t)tensor->shape[0], offset));
+    uint8_t *to = buffer->window->base + *offset;
+    const uint8_t *from = tensor->data;
+    for (int64_t i = 0; i < tensor->shape[0]; i++)
+        memcpy(to + (size_t)i * row, from + (size_t)i * step, row);
+    return EP_OK;
+}
+
+static ep_status expose_weights(ep_buffer *buffer, const ep_tensor *weights, epi_exposed *exposed)
+{
+    exposed->place.has_weights = 1;
+    EPI_TRY(stage_rows(buffer, weights, &exposed->weights_staging));
+    exposed->weights_staged = true;
+    exposed->place.weights = exposed->weights_staging;
+    return EP_OK;
+}
+
+/* Verify mode: checksums of the rows, beside them. */
+static ep_status expose_sums(ep_buffer *buffer, const ep_tensor *tensor, epi_exposed *exposed)
+{
+    size_t rows = (size_t)tensor->shape[0], element = ep_dtype_size(tensor->dtype);
+    EPI_TRY(epi_buffer_take(buffer, rows * sizeof(uint64_t), &exposed->sums_staging));
+    exposed->sums_staged = true;
+    exposed->place.sums = exposed->sums_staging;
+    uint64_t *sums = (uint64_t *)(buffer->window->base + exposed->sums_staging);
+    const uint8_t *row = tensor->data;
+    for (size_t i = 0; i < rows; i++)
+        sums[i] = epi_checksum(row + i * element * (size_t)tensor->stride[0],
+                               element * (size_t)tensor->shape[1]);
+    return EP_OK;
+}
+
+ep_status epi_expose(ep_buffer *buffer, const ep_tensor *tensor, const ep_tensor *weights,
+                     epi_exposed *exposed)
+{
+    epi_transport *transport = buffer->window->transport;
+    size_t element = ep_dtype_size(tensor->dtype), rows = (size_t)tensor->shape[0];
+    size_t step = element * (size_t)tensor->stride[0];
+    size_t bytes = rows ? step * (rows - 1) + element * (size_t)tensor->shape[1] : 0;
+    size_t offset;
+    *exposed = (epi_exposed){0};
+    exposed->place.stride = step;
+    if (epi_buffer_contains(buffer, tensor->data, bytes, &offset)) {
+        exposed->place.place = EPI_PLACE_WINDOW;
+        exposed->place.address = offset;
+    } else if (transport->ops->can_peer_read(transport)) {
+        exposed->place.place = EPI_PLACE_ORDINARY;
+        exposed->place.address = (uint64_t)(uintptr_t)tensor->data;
+    } else {
+        EPI_TRY(stage_rows(buffer, tensor, &exposed->staging));
+        exposed->staged = true;
+        exposed->place.place = EPI_PLACE_WINDOW;
+        exposed->place.address = exposed->staging;
+        exposed->place.stride = element * (size_t)tensor->shape[1];
+    }
+    if (weights)
+        EPI_TRY(expose_weights(buffer, weights, exposed));
+    if (buffer->config.verify)
+        EPI_TRY(expose_sums(buffer, tensor, exposed));
+    return EP_OK;
+}
+
+void epi_unexpose(ep_buffer *buffer, epi_exposed *exposed)
+{
+    if (exposed->staged)
+        epi_buffer_give(buffer, exposed->staging);
+    if (exposed->weights_staged)
+        epi_buffer_give(buffer, exposed->weights_staging);
+    if (exposed->sums_staged)
+        epi_buffer_give(buffer, exposed->sums_staging);
+    *exposed = (epi_exposed){0};
+}
+
+/* ------------------------------------------------------------- reading */
+
+static const void *ordinary_pointer(const epi_op *op, int source, uint64_t address)
+{
+    epi_transport *transport = op->buffer->window->transport;
+    if (source == op->buffer->rank)
+        return (const void *)(uintptr_t)address;
+    return transport->ops->peer_pointer ? transport->ops->peer_pointer(transport, source, address)
+                                        : NULL;
+}
+
+bool epi_reader_must_fetch(const epi_op *op, int source)
+{
+    const epi_rows_place *place = &epi_call_mail(op, source)->mail.rows;
+    return place->place == EPI_PLACE_ORDINARY && !ordinary_pointer(op, source, place->address);
+}
+
+const void *epi_reader_row(const epi_op *op, int source, int64_t row)
+{
+    const epi_rows_place *place = &epi_call_mail(op, source)->mail.rows;
+    uint64_t at = place->address + (uint64_t)row * place->stride;
+    if (place->place == EPI_PLACE_WINDOW)
+        return op->buffer->window->peer[source] + at;
+    return ordinary_pointer(op, source, at);
+}
+
+ep_status epi_reader_fetch(const epi_op *op, int source, const int32_t *rows, int count,
+                           uint8_t *const *local, size_t row_bytes, epi_remote_read *reads)
+{
+    const epi_rows_place *place = &epi_call_mail(op, source)->mail.rows;
+    epi_transport *transport = op->buffer->window->transport;
+    for (int i = 0; i < count; i++)
+        reads[i] = (epi_remote_read){
+            .remote = place->address + (uint64_t)rows[i] * place->stride,
+            .local = local[i],
+            .bytes = row_bytes,
+        };
+    return transport->ops->peer_read(transport, source, reads, (size_t)count);
+}

@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT */
+#include "ep/event.h"
+
+#include "base/error.h"
+#include "ep/buffer.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+struct ep_event {
+    ep_buffer *buffer;
+    _Atomic int holders;
+    _Atomic bool completed; /* release: the outcome below is final */
+    ep_status status;
+    char message[512];
+};
+
+ep_status epi_event_create(epi_op *op, ep_event **out)
+{
+    ep_event *event = calloc(1, sizeof *event);
+    if (!event)
+        return epi_fail(EP_ERR_MEMORY, "out of memory for an event");
+    event->buffer = op->buffer;
+    atomic_init(&event->holders, 2);
+    atomic_fetch_add(&op->buffer->num_objects, 1);
+    op->event = event;
+    *out = event;
+    return EP_OK;
+}
+
+ep_event *epi_event_hold(ep_event *event)
+{
+    if (event)
+        atomic_fetch_add(&event->holders, 1);
+    return event;
+}
+
+void epi_event_drop(ep_event *event)
+{
+    if (!event || atomic_fetch_sub(&event->holders, 1) != 1)
+        return;
+    atomic_fetch_sub(&event->buffer->num_objects, 1);
+    free(event);
+}
+
+void epi_event_complete(ep_event *event, ep_status status, const char *message)
+{
+    event->status = status;
+    snprintf(event->message, sizeof event->message, "%s", message);
+    /* release: pairs with the acquire in epi_event_completed */
+    atomic_store_explicit(&event->completed, true, memory_order_release);
+    epi_event_drop(event);
+}
+
+bool epi_event_completed(const ep_event *event)
+{
+    return atomic_load_explicit(&event->completed, memory_order_acquire);
+}
+
+static ep_status outcome(const ep_event *event)
+{
+    return event->status == EP_OK ? EP_OK : epi_fail(event->status, "%s", event->message);
+}
+
+ep_status ep_event_wait(ep_event *event)
+{
+    if (!event)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_event_wait: event is NULL");
+    if (!epi_event_completed(event))
+        epi_op_run_until(event->buffer, event, true);
+    return outcome(event);
+}
+
+ep_status ep_event_query(ep_event *event)
+{
+    if (!event)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_event_query: event is NULL");
+    if (!epi_event_completed(event) &&
+        epi_op_run_until(event->buffer, event, false) == EP_IN_PROGRESS)
+        return EP_IN_PROGRESS;
+    return outcome(event);
+}
+
+void ep_event_release(ep_event *event)
+{
+    if (!event)
+        return;
+    ep_event_wait(event);
+    epi_event_drop(event);
+}

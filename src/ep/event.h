@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/* Events from inside: shared by the caller, the call they complete and calls that depend on them.
+ */
+#ifndef EPI_EP_EVENT_H
+#define EPI_EP_EVENT_H
+
+#include "ep/op.h"
+
+/* Makes the event of `op`; the caller and the op hold it. */
+ep_status epi_event_create(epi_op *op, ep_event **event);
+/* Publishes the outcome and drops the op's hold. Under the buffer's lock. */
+void epi_event_complete(ep_event *event, ep_status status, const char *message);
+bool epi_event_completed(const ep_event *event);
+
+ep_event *epi_event_hold(ep_event *event);
+void epi_event_drop(ep_event *event);
+
+/* Completes `event`, doing the calls before it where no worker does; in op.c. */
+ep_status epi_op_run_until(ep_buffer *buffer, ep_event *event, bool block);
+
+#endif
