@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const transports[] = {"threads", "shm"};
+static const char *const transports[] = {"threads", "shm",
+                                         "fault(threads):delay_us=200,reorder=1,repeat=30",
+                                         "fault(shm):delay_us=200,reorder=1,repeat=30"};
 
 static int gather_all_sizes(ep_group *group, void *arg)
 {
