@@ -62,6 +62,8 @@ static uint32_t encode(struct format f, double value)
     uint32_t ones = (1u << f.mantissa_bits) - 1;
     if (isnan(value))
         return infinity | ones;
+    if (value == 0)
+        return sign;
     if (isinf(value))
         return sign | (f.has_infinity ? infinity : (infinity | ones) - 1);
     frexp(value, &exponent); /* value = m * 2^exponent, 0.5 <= |m| < 1 */

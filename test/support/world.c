@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT */
+#include "support/world.h"
+
+#include "support/ranks.h"
+#include "support/tensors.h"
+
+#include <stdlib.h>
+
+#if defined(__SANITIZE_THREAD__)
+#define THREADS_ONLY 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define THREADS_ONLY 1
+#endif
+#endif
+
+#define FAULTS "delay_us=200,reorder=1"
+
+const char *const world_transports[] = {"threads", "fault(threads):seed=7," FAULTS,
+#ifndef THREADS_ONLY
+                                        "shm", "fault(shm):seed=11," FAULTS,
+#endif
+                                        NULL};
+
+struct batch {
+    struct scenario_data **data;
+    int count, calls;
+    const ep_buffer_config *config;
+};
+
+static int run_rank(ep_group *group, void *argument)
+{
+    const struct batch *batch = argument;
+    ep_buffer *buffer = NULL;
+    int failed = 0;
+    for (int i = 0; i < batch->count && !failed; i++) {
+        const struct scenario *sc = &batch->data[i]->sc;
+        if (!buffer || sc->num_threads != batch->data[i - 1]->sc.num_threads) {
+            ep_buffer_config config = batch->config ? *batch->config : scenario_buffer_config(sc);
+            config.num_threads = sc->num_threads;
+            ep_buffer_destroy(buffer);
+            buffer = NULL;
+            TEST_OK(ep_buffer_create(group, &config, &buffer));
+        }
+        failed = scenario_run(batch->data[i], buffer, batch->calls);
+    }
+    ep_buffer_destroy(buffer);
+    return failed;
+}
+
+int world_run_with(const char *transport, const ep_buffer_config *config,
+                   const struct scenario *list, int count, int calls)
+{
+    int failed = 0;
+    struct scenario_data **data = test_zeros(count, sizeof(void *));
+    for (int i = 0; i < count; i++)
+        data[i] = scenario_build(&list[i]);
+    for (int first = 0, end; first < count; first = end) {
+        for (end = first + 1; end < count && list[end].num_ranks == list[first].num_ranks; end++)
+            ;
+        struct batch batch = {data + first, end - first, calls, config};
+        failed += test_run_groups(transport, list[first].num_ranks, run_rank, &batch);
+    }
+    for (int i = 0; i < count; i++)
+        scenario_free(data[i]);
+    free(data);
+    return failed;
+}
+
+int world_run(const char *transport, const struct scenario *list, int count, int calls)
+{
+    return world_run_with(transport, NULL, list, count, calls);
+}
