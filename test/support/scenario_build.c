@@ -154,7 +154,7 @@ static void receive(struct scenario_data *data)
             if (data->rank[r].recv.rows > most)
                 most = data->rank[r].recv.rows;
         }
-        if (!data->sc.worst)
+        if (!data->sc.worst || pass == 1)
             return;
         /* The bound follows from the counts: 0 rows anywhere still need a bound of 1. */
         int64_t bound = most + data->sc.worst - 1;

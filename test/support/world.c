@@ -16,9 +16,9 @@
 
 #define FAULTS "delay_us=200,reorder=1"
 
-const char *const world_transports[] = {"threads", "fault(threads):seed=7," FAULTS,
+const char *const world_transports[] = {"threads",
 #ifndef THREADS_ONLY
-                                        "shm", "fault(shm):seed=11," FAULTS,
+                                        "shm",
 #endif
                                         NULL};
 
