@@ -26,6 +26,7 @@ void epi_call_enter(epi_op *op, const epi_mail *mail, const int32_t *counts, int
             continue;
         epi_mailbox *box = epi_buffer_mailbox(buffer, peer, buffer->rank, op->epoch);
         box->mail = *mail;
+        box->mail.epoch = op->epoch;
         if (num_counts)
             memcpy(box->counts, counts, (size_t)num_counts * sizeof *counts);
     }
@@ -43,7 +44,17 @@ int64_t epi_call_mask_sum(const ep_buffer *buffer)
     return (int64_t)epi_checksum(buffer->group->masked, (size_t)buffer->num_ranks * sizeof(bool));
 }
 
-ep_status epi_call_agree(const epi_op *op)
+/* ENTER may have been raised by a later call of a rank that gave this one up: then what lies in
+   its mailbox is older mail. */
+static ep_status check_epochs(epi_op *op)
+{
+    for (int r = 0; r < op->buffer->num_ranks; r++)
+        if (!op->buffer->group->masked[r] && epi_call_mail(op, r)->mail.epoch != op->epoch)
+            return epi_op_aborted(op, r);
+    return EP_OK;
+}
+
+ep_status epi_call_agree(epi_op *op)
 {
     static const char *const names[EPI_NUM_AGREED] = {
         [EPI_AGREED_CALL] = "the call (1 dispatch, 2 combine, 3 low-latency setup)",
@@ -61,6 +72,7 @@ ep_status epi_call_agree(const epi_op *op)
         [EPI_AGREED_MASK] = "masked ranks (checksum)",
     };
     const ep_buffer *buffer = op->buffer;
+    EPI_TRY(check_epochs(op));
     int first = 0;
     while (buffer->group->masked[first])
         first++;

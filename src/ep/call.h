@@ -16,7 +16,7 @@ void epi_call_notify_all(epi_op *op, int slot);
 const epi_mailbox *epi_call_mail(const epi_op *op, int source);
 
 /* Everybody entered: compares what must be equal. The same error on every rank. */
-ep_status epi_call_agree(const epi_op *op);
+ep_status epi_call_agree(epi_op *op);
 
 /* A number that tells sets of masked ranks apart. */
 int64_t epi_call_mask_sum(const ep_buffer *buffer);

@@ -74,6 +74,9 @@ ep_status epi_op_aborted(epi_op *op, int source)
     op->aborted_by = source;
     const epi_abort *abort =
         &epi_buffer_mailbox(op->buffer, op->buffer->rank, source, op->epoch)->abort;
+    if (abort->epoch != op->epoch) /* it had no room to say why, see give_up */
+        return epi_fail(EP_ERR_ABORTED, "%s (call %llu): rank %d gave up", op->name,
+                        (unsigned long long)op->epoch, source);
     return epi_fail(EP_ERR_ABORTED, "%s (call %llu): rank %d gave up: %.*s", op->name,
                     (unsigned long long)op->epoch, (int)abort->origin, (int)sizeof abort->text - 1,
                     abort->text);
@@ -103,6 +106,8 @@ static void give_up(epi_op *op, ep_status status)
     const epi_abort *cause = NULL;
     if (op->aborted_by >= 0)
         cause = &epi_buffer_mailbox(buffer, buffer->rank, op->aborted_by, op->epoch)->abort;
+    if (cause && cause->epoch != op->epoch)
+        cause = NULL;
     for (int peer = 0; peer < buffer->num_ranks; peer++) {
         if (buffer->group->masked[peer])
             continue;

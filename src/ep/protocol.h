@@ -59,6 +59,7 @@ typedef struct epi_rows_place {
 
 /* One rank's message to every other about one call; followed by int32 counts [R + E]. */
 typedef struct epi_mail {
+    uint64_t epoch; /* of the call it was written for */
     int64_t agreed[EPI_NUM_AGREED];
     int64_t num_tokens;
     int64_t worst;           /* bound on the rows of this receiver; 0: none */
