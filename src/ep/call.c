@@ -103,22 +103,46 @@ void epi_call_settle(epi_op *op)
 
 /* ------------------------------------------------------------- exposing */
 
-static ep_status stage_rows(ep_buffer *buffer, const ep_tensor *tensor, size_t *offset)
+/* Rows [skip, skip_end) are this rank's own: nobody else reads them, so they are not copied. */
+typedef struct staging_job {
+    const ep_tensor *tensor;
+    uint8_t *to;
+    int64_t skip, skip_end;
+    bool streaming;
+} staging_job;
+
+static void stage_part(void *context, int part, int parts)
 {
-    size_t row = ep_dtype_size(tensor->dtype) * (size_t)tensor->shape[1];
-    size_t step = ep_dtype_size(tensor->dtype) * (size_t)tensor->stride[0];
-    EPI_TRY(epi_buffer_take(buffer, row * (size_t)tensor->shape[0], offset));
-    uint8_t *to = buffer->window->base + *offset;
-    const uint8_t *from = tensor->data;
-    for (int64_t i = 0; i < tensor->shape[0]; i++)
-        memcpy(to + (size_t)i * row, from + (size_t)i * step, row);
+    const staging_job *job = context;
+    const struct epi_codec *codec = epi_codec();
+    size_t element = ep_dtype_size(job->tensor->dtype);
+    size_t row = element * (size_t)job->tensor->shape[1];
+    const uint8_t *from = job->tensor->data;
+    int64_t begin, end;
+    epi_team_share(job->tensor->shape[0], part, parts, &begin, &end);
+    for (int64_t i = begin; i < end; i++)
+        if (i < job->skip || i >= job->skip_end)
+            codec->copy(job->to + (size_t)i * row,
+                        from + element * (size_t)(i * job->tensor->stride[0]), row, job->streaming);
+    codec->fence();
+}
+
+static ep_status stage_rows(ep_buffer *buffer, const ep_tensor *tensor, int64_t skip,
+                            int64_t skip_end, size_t *offset)
+{
+    size_t bytes =
+        ep_dtype_size(tensor->dtype) * (size_t)tensor->shape[1] * (size_t)tensor->shape[0];
+    EPI_TRY(epi_buffer_take(buffer, bytes, offset));
+    staging_job job = {
+        .tensor = tensor, .to = buffer->window->base + *offset, .skip = skip, .skip_end = skip_end};
+    epi_team_run(buffer->team, stage_part, &job);
     return EP_OK;
 }
 
 static ep_status expose_weights(ep_buffer *buffer, const ep_tensor *weights, epi_exposed *exposed)
 {
     exposed->place.has_weights = 1;
-    EPI_TRY(stage_rows(buffer, weights, &exposed->weights_staging));
+    EPI_TRY(stage_rows(buffer, weights, 0, 0, &exposed->weights_staging));
     exposed->weights_staged = true;
     exposed->place.weights = exposed->weights_staging;
     return EP_OK;
@@ -139,28 +163,50 @@ static ep_status expose_sums(ep_buffer *buffer, const ep_tensor *tensor, epi_exp
     return EP_OK;
 }
 
-ep_status epi_expose(ep_buffer *buffer, const ep_tensor *tensor, const ep_tensor *weights,
-                     epi_exposed *exposed)
+static void place_ordinary(const ep_tensor *tensor, epi_exposed *exposed)
+{
+    exposed->place.place = EPI_PLACE_ORDINARY;
+    exposed->place.address = (uint64_t)(uintptr_t)tensor->data;
+}
+
+/* Memory outside the window: addressed where ranks share it, else copied. A system call could read
+   it too, but took longer than the copy wherever it was measured; it serves when there is no room
+   for a copy. */
+static ep_status expose_ordinary(ep_buffer *buffer, const ep_tensor *tensor, int64_t own_begin,
+                                 int64_t own_end, epi_exposed *exposed)
 {
     epi_transport *transport = buffer->window->transport;
+    if (transport->ops->peer_pointer || buffer->num_ranks == 1) {
+        place_ordinary(tensor, exposed);
+        return EP_OK;
+    }
+    ep_status status = stage_rows(buffer, tensor, own_begin, own_end, &exposed->staging);
+    if (status == EP_ERR_MEMORY && transport->ops->can_peer_read(transport)) {
+        place_ordinary(tensor, exposed);
+        return EP_OK;
+    }
+    EPI_TRY(status);
+    exposed->staged = true;
+    exposed->place.place = EPI_PLACE_WINDOW;
+    exposed->place.address = exposed->staging;
+    exposed->place.stride = ep_dtype_size(tensor->dtype) * (size_t)tensor->shape[1];
+    return EP_OK;
+}
+
+ep_status epi_expose(ep_buffer *buffer, const ep_tensor *tensor, const ep_tensor *weights,
+                     int64_t own_begin, int64_t own_end, epi_exposed *exposed)
+{
     size_t element = ep_dtype_size(tensor->dtype), rows = (size_t)tensor->shape[0];
     size_t step = element * (size_t)tensor->stride[0];
     size_t bytes = rows ? step * (rows - 1) + element * (size_t)tensor->shape[1] : 0;
     size_t offset;
-    *exposed = (epi_exposed){0};
+    *exposed = (epi_exposed){.own = tensor->data, .own_stride = step};
     exposed->place.stride = step;
     if (epi_buffer_contains(buffer, tensor->data, bytes, &offset)) {
         exposed->place.place = EPI_PLACE_WINDOW;
         exposed->place.address = offset;
-    } else if (transport->ops->can_peer_read(transport)) {
-        exposed->place.place = EPI_PLACE_ORDINARY;
-        exposed->place.address = (uint64_t)(uintptr_t)tensor->data;
     } else {
-        EPI_TRY(stage_rows(buffer, tensor, &exposed->staging));
-        exposed->staged = true;
-        exposed->place.place = EPI_PLACE_WINDOW;
-        exposed->place.address = exposed->staging;
-        exposed->place.stride = element * (size_t)tensor->shape[1];
+        EPI_TRY(expose_ordinary(buffer, tensor, own_begin, own_end, exposed));
     }
     if (weights)
         EPI_TRY(expose_weights(buffer, weights, exposed));
@@ -185,8 +231,6 @@ void epi_unexpose(ep_buffer *buffer, epi_exposed *exposed)
 static const void *ordinary_pointer(const epi_op *op, int source, uint64_t address)
 {
     epi_transport *transport = op->buffer->window->transport;
-    if (source == op->buffer->rank)
-        return (const void *)(uintptr_t)address;
     return transport->ops->peer_pointer ? transport->ops->peer_pointer(transport, source, address)
                                         : NULL;
 }
@@ -194,11 +238,14 @@ static const void *ordinary_pointer(const epi_op *op, int source, uint64_t addre
 bool epi_reader_must_fetch(const epi_op *op, int source)
 {
     const epi_rows_place *place = &epi_call_mail(op, source)->mail.rows;
-    return place->place == EPI_PLACE_ORDINARY && !ordinary_pointer(op, source, place->address);
+    return source != op->buffer->rank && place->place == EPI_PLACE_ORDINARY &&
+           !ordinary_pointer(op, source, place->address);
 }
 
-const void *epi_reader_row(const epi_op *op, int source, int64_t row)
+const void *epi_reader_row(const epi_op *op, const epi_exposed *own, int source, int64_t row)
 {
+    if (source == op->buffer->rank)
+        return (const uint8_t *)own->own + (size_t)row * own->own_stride;
     const epi_rows_place *place = &epi_call_mail(op, source)->mail.rows;
     uint64_t at = place->address + (uint64_t)row * place->stride;
     if (place->place == EPI_PLACE_WINDOW)

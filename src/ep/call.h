@@ -5,6 +5,10 @@
 
 #include "ep/buffer.h"
 
+/* Copies of more than this go past the caches: whoever reads them next would not find them there,
+   and stores need not fetch the lines they overwrite. */
+#define EPI_STREAM_BYTES ((size_t)1 << 20)
+
 /* Writes this call's mail to every peer and raises ENTER; then awaits everybody's. `counts` may be
    NULL, then num_counts is 0. */
 void epi_call_enter(epi_op *op, const epi_mail *mail, const int32_t *counts, int64_t num_counts);
@@ -29,19 +33,22 @@ void epi_call_settle(epi_op *op);
 /* Rows of this rank's that peers shall read, and the staging copy they may need. */
 typedef struct epi_exposed {
     epi_rows_place place;
+    const void *own; /* the rows themselves, which this rank reads where they are */
+    size_t own_stride;
     bool staged, weights_staged, sums_staged;
     size_t staging, weights_staging, sums_staging; /* offsets of blocks to give back */
 } epi_exposed;
 
-/* Makes [rows, H] `tensor` readable by peers. weights: optional [rows, columns] F32. */
+/* Makes [rows, H] `tensor` readable by peers. weights: optional [rows, columns] F32. Rows
+   [own_begin, own_end) are known to be read by this rank only. */
 ep_status epi_expose(ep_buffer *buffer, const ep_tensor *tensor, const ep_tensor *weights,
-                     epi_exposed *exposed);
+                     int64_t own_begin, int64_t own_end, epi_exposed *exposed);
 void epi_unexpose(ep_buffer *buffer, epi_exposed *exposed);
 
 /* Whether rows of `source` must be fetched before they can be looked at. */
 bool epi_reader_must_fetch(const epi_op *op, int source);
-/* Address here of a row that need not be fetched. */
-const void *epi_reader_row(const epi_op *op, int source, int64_t row);
+/* Address here of a row that need not be fetched; `own` is what this rank exposed. */
+const void *epi_reader_row(const epi_op *op, const epi_exposed *own, int source, int64_t row);
 /* Fetches `count` rows of one source to `local`. */
 ep_status epi_reader_fetch(const epi_op *op, int source, const int32_t *rows, int count,
                            uint8_t *const *local, size_t row_bytes, epi_remote_read *reads);

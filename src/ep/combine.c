@@ -18,9 +18,13 @@ static epi_combine *of(epi_op *op)
 static ep_status prepare(epi_op *op)
 {
     epi_combine *c = of(op);
+    const ep_handle *handle = c->handle;
+    bool by_token = handle->layout == EP_ROWS_BY_TOKEN;
     EPI_TRY(epi_combine_new_parts(c));
     EPI_TRY(epi_expose(op->buffer, &c->y,
-                       epi_tensor_given(&c->row_weights) ? &c->row_weights : NULL, &c->exposed));
+                       epi_tensor_given(&c->row_weights) ? &c->row_weights : NULL,
+                       by_token ? handle->source_offset[op->buffer->rank] : 0,
+                       by_token ? handle->source_offset[op->buffer->rank + 1] : 0, &c->exposed));
     epi_op_await_entered(op, op->epoch - 1);
     return EP_OK;
 }

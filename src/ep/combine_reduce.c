@@ -111,7 +111,8 @@ static ep_status find_rows(const epi_combine *c, epi_reduce_part *part, int64_t 
         }
         for (int64_t i = 0; i < links; i++)
             if (handle->send_rank[first + i] == source)
-                part->pointers[i] = epi_reader_row(&c->op, source, handle->send_row[first + i]);
+                part->pointers[i] =
+                    epi_reader_row(&c->op, &c->exposed, source, handle->send_row[first + i]);
     }
     return EP_OK;
 }

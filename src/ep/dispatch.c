@@ -71,7 +71,7 @@ static ep_status prepare(epi_op *op)
     if (!d->regions || !d->bases || !d->needs_room || !d->scratch)
         return no_memory(op);
     if (epi_tensor_given(&d->y))
-        EPI_TRY(epi_expose(op->buffer, &d->y, NULL, &d->exposed));
+        EPI_TRY(epi_expose(op->buffer, &d->y, NULL, 0, 0, &d->exposed));
     /* Mail of the call before last must have been read before it is written over. */
     epi_op_await_entered(op, op->epoch - 1);
     return EP_OK;

@@ -7,10 +7,6 @@
 
 #include <string.h>
 
-/* Calls that move more than this go past the caches: the receiver could not find it there anyway.
- */
-#define STREAM_BYTES ((int64_t)64 << 20)
-
 typedef struct sender {
     epi_dispatch *d;
     const struct epi_codec *codec;
@@ -159,7 +155,7 @@ ep_status epi_dispatch_send(epi_dispatch *d)
     for (int r = 0; r < d->op.buffer->num_ranks; r++)
         rows += d->handle->rows_between[d->op.buffer->rank * d->op.buffer->num_ranks + r];
     sender s = {
-        .d = d, .codec = epi_codec(), .streaming = rows * (int64_t)d->shape.row > STREAM_BYTES};
+        .d = d, .codec = epi_codec(), .streaming = (size_t)rows * d->shape.row > EPI_STREAM_BYTES};
     epi_team_run(d->op.buffer->team, send_part, &s);
     return EP_OK;
 }

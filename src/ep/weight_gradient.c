@@ -13,7 +13,7 @@ static ep_status row_of(const epi_dispatch *d, int64_t link, uint8_t *scratch, c
     int source = d->handle->send_rank[link];
     int32_t at = d->handle->send_row[link];
     if (!epi_reader_must_fetch(&d->op, source)) {
-        *row = epi_reader_row(&d->op, source, at);
+        *row = epi_reader_row(&d->op, &d->exposed, source, at);
         return EP_OK;
     }
     epi_remote_read read;
