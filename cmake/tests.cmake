@@ -42,7 +42,7 @@ foreach(source IN LISTS ep_tests)
   target_compile_definitions(${name} PRIVATE
     EP_TEST_DATA="${PROJECT_SOURCE_DIR}/../shared/data" EP_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     EP_COMMAND="${CMAKE_BINARY_DIR}/bin/entrepot" EP_BINARY_DIR="${CMAKE_BINARY_DIR}")
-  if(path MATCHES "^(apps|test/cli)/")
+  if(path MATCHES "^apps/|^test/(cli|fuzz)/")
     target_link_libraries(${name} PRIVATE entrepot_apps)
   endif()
   target_link_libraries(${name} PRIVATE ep_options entrepot_static PkgConfig::cmocka)

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+#include "workload.h"
+
+#include <stdlib.h>
+
+/* splitmix64 (Steele, Lea and Flood, 2014) */
+static uint64_t next(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* A stream of its own for every (seed, rank, index). */
+static uint64_t stream(const workload *w, int rank, uint64_t index)
+{
+    uint64_t state = w->seed;
+    state = next(&state) + (uint64_t)rank;
+    state = next(&state) + index;
+    return next(&state);
+}
+
+static void traced_routing(const workload *w, int rank, int32_t *ids, float *weights)
+{
+    size_t k = (size_t)w->topk;
+    for (int64_t i = 0; i < w->num_tokens; i++) {
+        size_t from = (size_t)((rank * w->num_tokens + i) % w->trace->num_tokens) * k;
+        memcpy(ids + (size_t)i * k, w->trace->ids + from, k * sizeof *ids);
+        memcpy(weights + (size_t)i * k, w->trace->weights + from, k * sizeof *weights);
+    }
+}
+
+static void random_weights(uint64_t *state, int topk, float *weights)
+{
+    float sum = 0;
+    for (int k = 0; k < topk; k++) {
+        weights[k] = 0.05f + (float)(next(state) >> 40) * 0x1p-24f;
+        sum += weights[k];
+    }
+    for (int k = 0; k < topk; k++)
+        weights[k] /= sum;
+}
+
+bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights)
+{
+    if (w->trace) {
+        traced_routing(w, rank, ids, weights);
+        return true;
+    }
+    int32_t *order = malloc((size_t)w->num_experts * sizeof *order);
+    if (!order)
+        return false;
+    for (int32_t e = 0; e < w->num_experts; e++)
+        order[e] = e;
+    uint64_t state = stream(w, rank, UINT64_MAX);
+    for (int64_t t = 0; t < w->num_tokens; t++) {
+        /* The first steps of a shuffle; whatever order it starts from, the choice is uniform. */
+        for (int k = 0; k < w->topk; k++) {
+            int64_t other = k + (int64_t)(next(&state) % (uint64_t)(w->num_experts - k));
+            int32_t chosen = order[other];
+            order[other] = order[k];
+            order[k] = chosen;
+            ids[t * w->topk + k] = chosen;
+        }
+        random_weights(&state, w->topk, weights + t * w->topk);
+    }
+    free(order);
+    return true;
+}
+
+void workload_row(const workload *w, int rank, int64_t token, uint16_t *row)
+{
+    uint64_t state = stream(w, rank, (uint64_t)token);
+    uint64_t bits = 0;
+    float unit = 1;
+    for (int64_t h = 0; h < w->hidden; h++) {
+        if (h % 128 == 0)
+            unit = 1.0f / (float)(32768 << next(&state) % 8);
+        if (h % 4 == 0)
+            bits = next(&state);
+        row[h] = bf16_from_float((float)(int16_t)(bits >> h % 4 * 16) * unit);
+    }
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What ranks of a benchmark send: random rows and a random or traced routing,
+ * all of it a function of the seed, so that any rank can compute any other's.
+ */
+#ifndef APPS_WORKLOAD_H
+#define APPS_WORKLOAD_H
+
+#include "trace.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef struct workload {
+    uint64_t seed;
+    int num_ranks;
+    int64_t num_tokens; /* per rank */
+    int64_t hidden;
+    int topk;
+    int64_t num_experts;
+    const trace *trace; /* NULL: random routing; topk and num_experts are then free */
+} workload;
+
+/* Routing of one rank: ids and weights [num_tokens, topk]. Random: topk different experts per
+   token, each as likely, weights that sum to 1. False when out of memory. */
+bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights);
+
+/* One row of a rank, BF16 [hidden]: random values whose size varies from block to block. */
+void workload_row(const workload *w, int rank, int64_t token, uint16_t *row);
+
+static inline float float_from_bf16(uint16_t code)
+{
+    uint32_t bits = (uint32_t)code << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* To nearest even; `value` is no NaN. */
+static inline uint16_t bf16_from_float(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+#endif
