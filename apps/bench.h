@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of `entrepot bench ep` share. */
+#ifndef APPS_BENCH_H
+#define APPS_BENCH_H
+
+#include "ranks.h"
+#include "workload.h"
+
+#include "entrepot/ep.h"
+
+enum { BENCH_MODE_NORMAL, BENCH_MODE_LL };
+enum { BENCH_BACKEND_CPU, BENCH_BACKEND_CUDA };
+enum { BENCH_WIRE_BF16, BENCH_WIRE_FP8 };
+enum { BENCH_RANKS_PROCESSES, BENCH_RANKS_THREADS };
+enum { BENCH_BASELINE_NONE, BENCH_BASELINE_MPI };
+
+typedef struct bench_options {
+    int mode, backend, wire, ranks_as, baseline;
+    int64_t ranks, tokens, hidden, topk, experts, iters, warmup, seed, threads;
+    const char *trace_path;     /* NULL: random routing */
+    const char *trace_out_path; /* NULL: no Chrome trace */
+    bool check, json;
+} bench_options;
+
+extern const char *const bench_modes[], *const bench_backends[], *const bench_wires[],
+                                                                     *const bench_ranks_as[];
+
+/* The calls that are timed. */
+typedef enum bench_phase {
+    BENCH_LAYOUT,
+    BENCH_DISPATCH,
+    BENCH_DISPATCH_CACHED,
+    BENCH_COMBINE,
+    BENCH_COMBINE_ORDINARY,
+    BENCH_NUM_PHASES
+} bench_phase;
+
+extern const char *const bench_phase_names[BENCH_NUM_PHASES];
+
+typedef struct bench_span {
+    int64_t start_ns, end_ns;
+} bench_span;
+
+/* What one rank found out; in memory that ranks share. */
+typedef struct bench_rank_result {
+    int64_t recv_tokens;    /* rows received in one iteration */
+    int64_t inputs_outputs; /* bytes of tensors: x, routing, received rows, y, out */
+    int64_t window_bytes;   /* backed by memory in the end */
+    int64_t resident_bytes; /* proportional share of memory, largest */
+    bool checked;
+    char wrong[RANK_MESSAGE_MAX]; /* first thing that --check found wrong; "" for none */
+} bench_rank_result;
+
+typedef struct bench_context {
+    const bench_options *options;
+    workload load;
+    bench_rank_result *results; /* [ranks] */
+    bench_span *spans;          /* [phase][iteration][rank], see bench_span_at */
+    bench_span *copies;         /* [BENCH_COPY_ROUNDS][rank] */
+} bench_context;
+
+#define BENCH_COPY_ROUNDS 12
+
+static inline bench_span *bench_span_at(const bench_context *c, int phase, int64_t iteration,
+                                        int rank)
+{
+    int64_t row = phase * c->options->iters + iteration;
+    return &c->spans[row * c->options->ranks + rank];
+}
+
+/* Bytes of one dispatched row on the wire: elements and scales. */
+static inline int64_t bench_row_bytes(const bench_options *o)
+{
+    int64_t fp8 = o->hidden + (o->hidden + 127) / 128 * 4;
+    return o->wire == BENCH_WIRE_FP8 ? fp8 : o->hidden * 2;
+}
+
+#define BENCH_EXCHANGE_MAX 24
+
+/* The numbers of the MPI baseline. */
+typedef struct bench_baseline {
+    bool present;
+    double dispatch_us, combine_us;
+    char dispatch_exchange[BENCH_EXCHANGE_MAX]; /* the faster of the ways to exchange rows */
+    char combine_exchange[BENCH_EXCHANGE_MAX];
+    char library[128]; /* the MPI it ran on */
+} bench_baseline;
+
+/* What each rank of the normal mode does. */
+ep_status bench_normal_rank(rank_self *self);
+
+/* Times plain copies between `a` and `b` of `bytes`, all ranks at once. Collective. */
+ep_status bench_copy(rank_self *self, const bench_context *c, int first_round, void *a, void *b,
+                     size_t bytes);
+
+/* Runs the MPI baseline with the same shape, seed and routing and keeps the better of this run and
+   what `b` holds already. An exit code. */
+int bench_run_baseline(const bench_options *o, bench_baseline *b);
+
+/* Whether this build has the baseline. */
+bool bench_baseline_present(void);
+
+/* Prints the results; an exit code. */
+int bench_report(const bench_context *c, const bench_baseline *b);
+
+/* Writes the spans as Chrome trace events, one track per rank and phase. */
+bool bench_write_trace(const bench_context *c);
+
+#endif

@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: MIT */
+/* entrepot bench ep: options, and the order of things. */
+#include "bench.h"
+#include "commands.h"
+#include "exit.h"
+#include "options.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const char *const bench_modes[] = {"normal", NULL};
+const char *const bench_backends[] = {"cpu", NULL};
+const char *const bench_wires[] = {"bf16", "fp8", NULL};
+const char *const bench_ranks_as[] = {"processes", "threads", NULL};
+static const char *const baselines[] = {"none", "mpi", NULL};
+
+const char *const bench_phase_names[BENCH_NUM_PHASES] = {"layout", "dispatch", "dispatch cached",
+                                                         "combine", "combine ordinary"};
+
+static int parse(int argc, char **argv, bench_options *o)
+{
+    const option table[] = {
+        OPTION_CHOICE("mode", "MODE", &o->mode, bench_modes, "kernels to time"),
+        OPTION_CHOICE("backend", "NAME", &o->backend, bench_backends, "where tensors live"),
+        OPTION_INTEGER("ranks", "R", &o->ranks, 1, 1024, "ranks on this machine, default 8"),
+        OPTION_INTEGER("tokens", "T", &o->tokens, 0, 1 << 20, "tokens per rank, default 1024"),
+        OPTION_INTEGER("hidden", "H", &o->hidden, 8, 1 << 20,
+                       "elements per row, a multiple of 8, default 7168"),
+        OPTION_INTEGER("topk", "K", &o->topk, 1, 1024, "experts per token, default 8"),
+        OPTION_INTEGER("experts", "E", &o->experts, 1, 1 << 20,
+                       "experts, a multiple of the ranks, default 256"),
+        OPTION_CHOICE("wire", "TYPE", &o->wire, bench_wires, "what dispatched rows travel as"),
+        OPTION_INTEGER("iters", "N", &o->iters, 1, 1000000, "timed iterations, default 20"),
+        OPTION_INTEGER("warmup", "N", &o->warmup, 0, 1000000, "untimed ones before, default 3"),
+        OPTION_INTEGER("seed", "S", &o->seed, 0, INT64_MAX, "of rows and routing, default 1"),
+        OPTION_CHOICE("ranks-as", "KIND", &o->ranks_as, bench_ranks_as, "what a rank is"),
+        OPTION_INTEGER("threads", "N", &o->threads, 0, 256,
+                       "threads a rank may use beside its own, default 0"),
+        OPTION_TEXT("trace", "FILE", &o->trace_path,
+                    "take the routing from FILE: per line K expert ids a token, an empty column, "
+                    "as many weights, tab-separated"),
+        OPTION_SWITCH("check", &o->check, "compare with an independent reference; exit 1 if wrong"),
+        OPTION_CHOICE("baseline", "NAME", &o->baseline, baselines,
+                      "time the traditional path as well"),
+        OPTION_TEXT("trace-out", "FILE", &o->trace_out_path,
+                    "write the timeline as Chrome trace events"),
+        OPTION_SWITCH("json", &o->json, "one JSON object on standard output"),
+    };
+    const options_spec spec = {
+        "entrepot bench ep",
+        "[options]",
+        "Times dispatch and combine between ranks on this machine. Each time is the median over\n"
+        "iterations of the slowest rank; ranks are aligned by a barrier before each timed call.",
+        table,
+        sizeof table / sizeof table[0],
+        false};
+    int code;
+    char text[32];
+    if (options_parse(&spec, argc, argv, &code) < 0)
+        return code == EXIT_OK ? -1 : code;
+    snprintf(text, sizeof text, "%lld", (long long)o->hidden);
+    if (o->hidden % 8)
+        return options_bad_value(&spec, "hidden", text, "a multiple of 8");
+    snprintf(text, sizeof text, "%lld", (long long)o->experts);
+    if (o->experts % o->ranks)
+        return options_bad_value(&spec, "experts", text, "a multiple of --ranks");
+    snprintf(text, sizeof text, "%lld", (long long)o->topk);
+    if (o->topk > o->experts)
+        return options_bad_value(&spec, "topk", text, "at most --experts");
+    return EXIT_OK;
+}
+
+/* Ranks write their findings here; false after a message. */
+static bool alloc_shared(bench_context *c, size_t *bytes)
+{
+    size_t ranks = (size_t)c->options->ranks;
+    size_t spans = BENCH_NUM_PHASES * (size_t)c->options->iters * ranks;
+    size_t copies = BENCH_COPY_ROUNDS * ranks;
+    *bytes = ranks * sizeof *c->results + (spans + copies) * sizeof *c->spans;
+    char *memory = ranks_shared_alloc(*bytes);
+    if (!memory) {
+        fprintf(stderr, "entrepot bench ep: no memory for %zu bytes of results\n", *bytes);
+        return false;
+    }
+    c->results = (bench_rank_result *)memory;
+    c->spans = (bench_span *)(memory + ranks * sizeof *c->results);
+    c->copies = c->spans + spans;
+    return true;
+}
+
+static int measure(bench_context *c, bench_baseline *baseline)
+{
+    const bench_options *o = c->options;
+    const ranks_config config = {"entrepot bench ep", "bench ep", (int)o->ranks,
+                                 o->ranks_as == BENCH_RANKS_THREADS,
+                                 o->ranks * (o->warmup + o->iters)};
+    /* The baseline runs before and after, and its better run counts: a machine that slows down
+       or speeds up in between must not favour this library. */
+    int code = EXIT_OK;
+    if (o->baseline == BENCH_BASELINE_MPI)
+        code = bench_run_baseline(o, baseline);
+    if (code == EXIT_OK)
+        code = ranks_run(&config, bench_normal_rank, c);
+    if (code == EXIT_OK && o->baseline == BENCH_BASELINE_MPI)
+        code = bench_run_baseline(o, baseline);
+    if (code == EXIT_OK && o->trace_out_path && !bench_write_trace(c))
+        code = EXIT_RUNTIME;
+    return code == EXIT_OK ? bench_report(c, baseline) : code;
+}
+
+int cmd_bench_ep(int argc, char **argv)
+{
+    bench_options o = {.ranks = 8,
+                       .tokens = 1024,
+                       .hidden = 7168,
+                       .topk = 8,
+                       .experts = 256,
+                       .iters = 20,
+                       .warmup = 3,
+                       .seed = 1};
+    int code = parse(argc, argv, &o);
+    if (code)
+        return code < 0 ? EXIT_OK : code;
+    trace routing = {0};
+    if (o.trace_path) {
+        char message[TRACE_MESSAGE_MAX];
+        if (!trace_load(o.trace_path, (int)o.topk, o.experts, &routing, message)) {
+            fprintf(stderr, "entrepot bench ep: --trace %s: %s\n", o.trace_path, message);
+            return EXIT_USAGE;
+        }
+    }
+    bench_context c = {.options = &o,
+                       .load = {(uint64_t)o.seed, (int)o.ranks, o.tokens, o.hidden, (int)o.topk,
+                                o.experts, o.trace_path ? &routing : NULL}};
+    bench_baseline baseline = {0};
+    size_t bytes = 0;
+    code = alloc_shared(&c, &bytes) ? measure(&c, &baseline) : EXIT_RUNTIME;
+    ranks_shared_free(c.results, bytes);
+    trace_free(&routing);
+    return code;
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/* The timeline of `bench ep` as Chrome trace events: a process per rank, a track per phase. */
+#include "bench.h"
+#include "json.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+static void write_name(json *j, const char *kind, int rank, int track, const char *name)
+{
+    json_open_object(j, NULL);
+    json_text(j, "ph", "M");
+    json_text(j, "name", kind);
+    json_integer(j, "pid", rank);
+    json_integer(j, "tid", track);
+    json_open_object(j, "args");
+    json_text(j, "name", name);
+    json_close_object(j);
+    json_close_object(j);
+}
+
+static void write_rank_names(json *j, int rank)
+{
+    char name[32];
+    snprintf(name, sizeof name, "rank %d", rank);
+    write_name(j, "process_name", rank, 0, name);
+    for (int p = 0; p < BENCH_NUM_PHASES; p++)
+        write_name(j, "thread_name", rank, p, bench_phase_names[p]);
+}
+
+static void write_span(json *j, const bench_span *s, int64_t origin, int rank, int phase,
+                       int64_t iteration)
+{
+    json_open_object(j, NULL);
+    json_text(j, "ph", "X");
+    json_text(j, "name", bench_phase_names[phase]);
+    json_integer(j, "pid", rank);
+    json_integer(j, "tid", phase);
+    json_real(j, "ts", (double)(s->start_ns - origin) / 1e3);
+    json_real(j, "dur", (double)(s->end_ns - s->start_ns) / 1e3);
+    json_open_object(j, "args");
+    json_integer(j, "iteration", iteration);
+    json_close_object(j);
+    json_close_object(j);
+}
+
+bool bench_write_trace(const bench_context *c)
+{
+    const bench_options *o = c->options;
+    FILE *file = fopen(o->trace_out_path, "we");
+    json j;
+    bool good = file != NULL;
+    if (good) {
+        int64_t origin = bench_span_at(c, BENCH_LAYOUT, 0, 0)->start_ns;
+        json_start(&j, file);
+        json_open_object(&j, NULL);
+        json_open_array(&j, "traceEvents");
+        for (int r = 0; r < o->ranks; r++)
+            write_rank_names(&j, r);
+        for (int p = 0; p < BENCH_NUM_PHASES; p++) {
+            for (int64_t i = 0; i < o->iters; i++) {
+                for (int r = 0; r < o->ranks; r++)
+                    write_span(&j, bench_span_at(c, p, i, r), origin, r, p, i);
+            }
+        }
+        json_close_array(&j);
+        json_close_object(&j);
+        good = json_finish(&j);
+        good = fclose(file) == 0 && good;
+    }
+    if (!good)
+        fprintf(stderr, "entrepot bench ep: --trace-out %s: %s\n", o->trace_out_path,
+                strerror(errno));
+    return good;
+}
