@@ -51,12 +51,12 @@ typedef struct word {
 
 static ep_status compare(const word *all, int32_t ranks, int32_t rank)
 {
+    if (all[rank].status != EP_OK)
+        return (ep_status)all[rank].status; /* its message stands */
     for (int32_t i = 0; i < ranks; i++)
         if (all[i].status != EP_OK)
-            return i == rank
-                       ? (ep_status)all[i].status /* its message stands */
-                       : epi_fail(EP_ERR_ABORTED, "ep_pipeline_link_open: rank %d gave it up: %s",
-                                  (int)i, ep_status_string((ep_status)all[i].status));
+            return epi_fail(EP_ERR_ABORTED, "ep_pipeline_link_open: rank %d gave it up: %s", (int)i,
+                            ep_status_string((ep_status)all[i].status));
     for (int32_t i = 1; i < ranks; i++) {
         if (all[i].schedule != all[0].schedule)
             return epi_fail(EP_ERR_MISMATCH,
