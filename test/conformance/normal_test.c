@@ -7,8 +7,6 @@
 #include "support/test.h"
 #include "support/world.h"
 
-#include <stdio.h>
-
 #define ONE_NODE .num_ranks = 4, .max_tokens = 13, .tokens = TOKENS_RANDOM, .hidden = 264
 #define GATE .topk = 3, .num_experts = 12
 #define BY_EXPERT .layout = EP_ROWS_BY_EXPERT
@@ -112,19 +110,12 @@ static const struct scenario ranks_and_events[] = {
      .topk = 2, .num_experts = 14, .weights = true},
 };
 
-static void run(const struct scenario *list, size_t count)
-{
-    for (const char *const *transport = world_transports; *transport; transport++) {
-        if (world_run(*transport, list, (int)count, SCENARIO_ALL) != 0)
-            fail_msg("over %s", *transport);
-    }
-}
-
-#define SUITE(list)                               \
-    static void runs_##list(void **state)         \
-    {                                             \
-        (void)state;                              \
-        run(list, sizeof(list) / sizeof *(list)); \
+#define SUITE(list)                                                                        \
+    static void runs_##list(void **state)                                                  \
+    {                                                                                      \
+        (void)state;                                                                       \
+        assert_int_equal(                                                                  \
+            world_run(NULL, list, (int)(sizeof(list) / sizeof *(list)), SCENARIO_ALL), 0); \
     }
 
 SUITE(dtypes)

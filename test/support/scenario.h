@@ -60,6 +60,17 @@ struct scenario {
     const int64_t *trace; /* [R * max_tokens, K] ids instead of a generated routing */
 };
 
+/* Bounds of random scenarios. */
+struct scenario_limits {
+    int num_ranks; /* 0: random, 1..max_ranks; else exactly */
+    int max_ranks;
+    int64_t max_tokens, max_hidden, max_experts;
+};
+
+/* Any combination of modes that the API allows; `name` must outlive it. */
+struct scenario scenario_random(struct rng *rng, const struct scenario_limits *limits,
+                                const char *name);
+
 struct scenario_rank {
     struct ref_tokens tokens;
     struct ref_recv recv;

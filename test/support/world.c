@@ -48,6 +48,22 @@ static int run_rank(ep_group *group, void *argument)
     return failed;
 }
 
+static int run_over(const char *transport, const ep_buffer_config *config,
+                    struct scenario_data **data, int count, int calls)
+{
+    int failed = 0;
+    for (int first = 0, end; first < count; first = end) {
+        int ranks = data[first]->sc.num_ranks;
+        for (end = first + 1; end < count && data[end]->sc.num_ranks == ranks; end++)
+            ;
+        struct batch batch = {data + first, end - first, calls, config};
+        failed += test_run_groups(transport, ranks, run_rank, &batch);
+    }
+    if (failed)
+        fprintf(stderr, "  over %s\n", transport);
+    return failed;
+}
+
 int world_run_with(const char *transport, const ep_buffer_config *config,
                    const struct scenario *list, int count, int calls)
 {
@@ -55,12 +71,10 @@ int world_run_with(const char *transport, const ep_buffer_config *config,
     struct scenario_data **data = test_zeros(count, sizeof(void *));
     for (int i = 0; i < count; i++)
         data[i] = scenario_build(&list[i]);
-    for (int first = 0, end; first < count; first = end) {
-        for (end = first + 1; end < count && list[end].num_ranks == list[first].num_ranks; end++)
-            ;
-        struct batch batch = {data + first, end - first, calls, config};
-        failed += test_run_groups(transport, list[first].num_ranks, run_rank, &batch);
-    }
+    if (transport)
+        failed = run_over(transport, config, data, count, calls);
+    for (const char *const *each = world_transports; !transport && *each; each++)
+        failed += run_over(*each, config, data, count, calls);
     for (int i = 0; i < count; i++)
         scenario_free(data[i]);
     free(data);

@@ -10,10 +10,10 @@
 extern const char *const world_transports[];
 
 /*
- * Runs a list of scenarios over a transport. Neighbours with the same number of
- * ranks share a group, and with the same number of threads a buffer too, so that
- * shapes change from call to call as they do in use. Returns how many ranks
- * failed; the checks have then printed why.
+ * Runs a list of scenarios over a transport, or over all of them where it is
+ * NULL. Neighbours with the same number of ranks share a group, and with the same
+ * number of threads a buffer too, so that shapes change from call to call as they
+ * do in use. Returns how many ranks failed; the checks have then printed why.
  */
 int world_run(const char *transport, const struct scenario *list, int count, int calls);
 
