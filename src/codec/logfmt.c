@@ -46,30 +46,28 @@ static struct epi_logfmt_range range_of(const uint16_t *x, size_t n)
     return range;
 }
 
-void epi_logfmt_encode_block_scalar(const uint16_t *x, size_t n, struct epi_logfmt_range range,
+void epi_logfmt_encode_block_scalar(const uint16_t *x, size_t n, const struct epi_logfmt_grid *grid,
                                     uint8_t *out)
 {
-    struct epi_logfmt_grid grid = epi_logfmt_grid_of(range.amax, range.amin);
     uint8_t *high = out + n, *sign = high + (n + 7) / 8;
     memset(high, 0, 2 * ((n + 7) / 8));
     for (size_t i = 0; i < n; i++) {
         uint16_t value = at(x, i);
-        uint32_t code = epi_logfmt_code(&grid, value & 0x7fff);
+        uint32_t code = epi_logfmt_code(grid, value & 0x7fff);
         out[i] = (uint8_t)code;
         high[i / 8] = (uint8_t)(high[i / 8] | (code >> 8) << i % 8);
         sign[i / 8] = (uint8_t)(sign[i / 8] | (value >> 15) << i % 8);
     }
 }
 
-void epi_logfmt_decode_block_scalar(const uint8_t *in, size_t n, struct epi_logfmt_range range,
+void epi_logfmt_decode_block_scalar(const uint8_t *in, size_t n, const struct epi_logfmt_grid *grid,
                                     uint16_t *out)
 {
-    struct epi_logfmt_grid grid = epi_logfmt_grid_of(range.amax, range.amin);
     const uint8_t *high = in + n, *sign = high + (n + 7) / 8;
     for (size_t i = 0; i < n; i++) {
         uint32_t code = in[i] | (high[i / 8] >> i % 8 & 1u) << 8;
         uint32_t negative = sign[i / 8] >> i % 8 & 1u;
-        uint16_t value = (uint16_t)(negative << 15 | epi_logfmt_magnitude(&grid, code));
+        uint16_t value = (uint16_t)(negative << 15 | epi_logfmt_magnitude(grid, code));
         memcpy((char *)out + i * sizeof value, &value, sizeof value);
     }
 }

@@ -33,7 +33,6 @@
 #include <stddef.h>
 
 #define EPI_LOGFMT_BLOCK 128
-#define EPI_LOGFMT_CODES 511  /* codes 1..511 are grid points, 0 is zero */
 #define EPI_LOGFMT_SPAN 32.0f /* li is at least la minus this */
 #define EPI_BF16_ONE 0x3f80u
 #define EPI_BF16_MIN_NORMAL 0x0080u
@@ -50,8 +49,8 @@
 #define EPI_LOG2_C7 -0x1.2a7c2cp-3f
 #define EPI_SQRT_HALF_BITS 0x3f3504f3u
 
-/* 2^f for f in [-1/2, 1/2], minimax. The whole of epi_exp2 has relative error 1e-7 at most. */
-#define EPI_EXP2_C0 1.0f
+/* (2^f - 1) / f for f in [-1/2, 1/2], from the minimax of 2^f. The whole of epi_exp2 has relative
+ * error 1e-7 at most. */
 #define EPI_EXP2_C1 0x1.62e430p-1f
 #define EPI_EXP2_C2 0x1.ebfbdap-3f
 #define EPI_EXP2_C3 0x1.c6aed4p-5f
@@ -72,14 +71,11 @@ EPI_HD float epi_log2(float x)
     }
     int32_t exponent = (int32_t)(epi_bits(x) - EPI_SQRT_HALF_BITS) >> 23;
     float f = epi_float(epi_bits(x) - ((uint32_t)exponent << 23)) - 1.0f;
-    float p = EPI_LOG2_C7;
-    p = fmaf(p, f, EPI_LOG2_C6);
-    p = fmaf(p, f, EPI_LOG2_C5);
-    p = fmaf(p, f, EPI_LOG2_C4);
-    p = fmaf(p, f, EPI_LOG2_C3);
-    p = fmaf(p, f, EPI_LOG2_C2);
-    p = fmaf(p, f, EPI_LOG2_C1);
-    p = fmaf(p, f, EPI_LOG2_C0);
+    /* In pairs, which is a shorter chain than Horner's. */
+    float f2 = f * f;
+    float p01 = fmaf(EPI_LOG2_C1, f, EPI_LOG2_C0), p23 = fmaf(EPI_LOG2_C3, f, EPI_LOG2_C2);
+    float p45 = fmaf(EPI_LOG2_C5, f, EPI_LOG2_C4), p67 = fmaf(EPI_LOG2_C7, f, EPI_LOG2_C6);
+    float p = fmaf(fmaf(p67, f2, p45), f2 * f2, fmaf(p23, f2, p01));
     return fmaf(f, p, (float)exponent + below);
 }
 
@@ -89,13 +85,10 @@ EPI_HD float epi_exp2(float v)
     float shifted = v + EPI_ROUND_MAGIC;
     float f = v - (shifted - EPI_ROUND_MAGIC);
     uint32_t n = epi_bits(shifted) - epi_bits(EPI_ROUND_MAGIC);
-    float p = EPI_EXP2_C6;
-    p = fmaf(p, f, EPI_EXP2_C5);
-    p = fmaf(p, f, EPI_EXP2_C4);
-    p = fmaf(p, f, EPI_EXP2_C3);
-    p = fmaf(p, f, EPI_EXP2_C2);
-    p = fmaf(p, f, EPI_EXP2_C1);
-    p = fmaf(p, f, EPI_EXP2_C0);
+    float f2 = f * f;
+    float p12 = fmaf(EPI_EXP2_C2, f, EPI_EXP2_C1), p34 = fmaf(EPI_EXP2_C4, f, EPI_EXP2_C3);
+    float p56 = fmaf(EPI_EXP2_C6, f, EPI_EXP2_C5);
+    float p = fmaf(fmaf(fmaf(p56, f2, p34), f2, p12), f, 1.0f);
     /* 2^64 too large, so that the exponent field can't underflow, then put right. */
     return epi_float(epi_bits(p) + ((n + 64) << 23)) * 0x1p-64f;
 }
@@ -106,10 +99,12 @@ struct epi_logfmt_grid {
     float step;     /* between points, in log2 */
     float inverse;  /* 1 / step */
     float rounding; /* makes floor pick the nearer point in linear space */
+    int normal;     /* amin < amax < 1 and amin is no subnormal, so nor is any point */
 };
 
 /*
- * amax and amin are positive BF16 codes, amin < amax. With s = step the rounding
+ * amax and amin are positive BF16 codes, amin < amax < 1; others, as a damaged row
+ * has, give a grid of any values. With s = step the rounding
  * is 2 - log2((1 + 2^s) / 2) / s; its series to s^3 is exact in float32 as
  * s <= 32/510, and free of the cancellation that the closed form suffers.
  */
@@ -124,17 +119,17 @@ EPI_HD struct epi_logfmt_grid epi_logfmt_grid_of(uint16_t amax, uint16_t amin)
     float cubic = 0.00173454317f; /* ln(2)^3 / 192 */
     float linear = 0.0866433976f; /* ln(2) / 8 */
     g.rounding = fmaf(-g.step, fmaf(-cubic, g.step * g.step, linear), 1.5f);
+    g.normal = amin >= EPI_BF16_MIN_NORMAL && amin < amax && amax < EPI_BF16_ONE;
     return g;
 }
 
-/* Code of a BF16 magnitude. */
+/* Code of a BF16 magnitude between 0 and amax. Below 512 as amax itself is within 0.01 of 511.5. */
 EPI_HD uint32_t epi_logfmt_code(const struct epi_logfmt_grid *g, uint16_t magnitude)
 {
     if (magnitude == 0)
         return 0;
     float t = fmaf(epi_log2(epi_from_bf16(magnitude)) - g->li, g->inverse, g->rounding);
-    uint32_t code = t > 0.0f ? (uint32_t)t : 0;
-    return code < EPI_LOGFMT_CODES ? code : EPI_LOGFMT_CODES;
+    return t > 0.0f ? (uint32_t)t : 0;
 }
 
 /* BF16 magnitude of a code. */

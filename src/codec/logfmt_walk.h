@@ -16,32 +16,43 @@ struct epi_logfmt_range {
     uint16_t amax, amin;
 };
 
+#define EPI_LOGFMT_BLOCKS (1024 / EPI_LOGFMT_BLOCK) /* in a chunk, at most */
+
 typedef struct epi_logfmt_range epi_logfmt_range_fn(const uint16_t *x, size_t n);
 /* Writes, or reads, what follows amax and amin in a block. */
-typedef void epi_logfmt_encode_fn(const uint16_t *x, size_t n, struct epi_logfmt_range range,
+typedef void epi_logfmt_encode_fn(const uint16_t *x, size_t n, const struct epi_logfmt_grid *grid,
                                   uint8_t *out);
-typedef void epi_logfmt_decode_fn(const uint8_t *in, size_t n, struct epi_logfmt_range range,
+typedef void epi_logfmt_decode_fn(const uint8_t *in, size_t n, const struct epi_logfmt_grid *grid,
                                   uint16_t *out);
+
+/* Channels of the block that starts at channel i of n. */
+EPI_INLINE size_t epi_logfmt_width(size_t i, size_t n)
+{
+    return n - i < EPI_LOGFMT_BLOCK ? n - i : EPI_LOGFMT_BLOCK;
+}
 
 /* Codes a chunk if it qualifies and returns its bytes, else 0. */
 EPI_INLINE size_t epi_logfmt_encode_chunk(const uint16_t *x, size_t n, uint8_t *out,
                                           epi_logfmt_range_fn *range, epi_logfmt_encode_fn *encode)
 {
-    struct epi_logfmt_range ranges[1024 / EPI_LOGFMT_BLOCK];
+    struct epi_logfmt_range r[EPI_LOGFMT_BLOCKS];
+    struct epi_logfmt_grid grids[EPI_LOGFMT_BLOCKS];
     if (epi_logfmt_chunk_bytes(n) >= n * sizeof *x)
         return 0;
     for (size_t i = 0, b = 0; i < n; i += EPI_LOGFMT_BLOCK, b++) {
-        ranges[b] = range(x + i, n - i < EPI_LOGFMT_BLOCK ? n - i : EPI_LOGFMT_BLOCK);
-        if (ranges[b].amax >= EPI_BF16_ONE || ranges[b].amin >= ranges[b].amax)
+        r[b] = range(x + i, epi_logfmt_width(i, n));
+        if (r[b].amax >= EPI_BF16_ONE || r[b].amin >= r[b].amax)
             return 0;
     }
+    /* Grids take long chains of arithmetic: of several blocks together they overlap. */
+    for (size_t i = 0, b = 0; i < n; i += EPI_LOGFMT_BLOCK, b++)
+        grids[b] = epi_logfmt_grid_of(r[b].amax, r[b].amin);
     uint8_t *at = out;
     for (size_t i = 0, b = 0; i < n; i += EPI_LOGFMT_BLOCK, b++) {
-        size_t width = n - i < EPI_LOGFMT_BLOCK ? n - i : EPI_LOGFMT_BLOCK;
-        memcpy(at, &ranges[b].amax, 2);
-        memcpy(at + 2, &ranges[b].amin, 2);
-        encode(x + i, width, ranges[b], at + 4);
-        at += epi_logfmt_block_bytes(width);
+        memcpy(at, &r[b].amax, 2);
+        memcpy(at + 2, &r[b].amin, 2);
+        encode(x + i, epi_logfmt_width(i, n), &grids[b], at + 4);
+        at += epi_logfmt_block_bytes(epi_logfmt_width(i, n));
     }
     return (size_t)(at - out);
 }
@@ -49,14 +60,16 @@ EPI_INLINE size_t epi_logfmt_encode_chunk(const uint16_t *x, size_t n, uint8_t *
 EPI_INLINE void epi_logfmt_decode_chunk(const uint8_t *in, size_t n, uint16_t *out,
                                         epi_logfmt_decode_fn *decode)
 {
-    for (size_t i = 0; i < n; i += EPI_LOGFMT_BLOCK) {
-        struct epi_logfmt_range range;
-        size_t width = n - i < EPI_LOGFMT_BLOCK ? n - i : EPI_LOGFMT_BLOCK;
-        memcpy(&range.amax, in, 2);
-        memcpy(&range.amin, in + 2, 2);
-        decode(in + 4, width, range, out + i);
-        in += epi_logfmt_block_bytes(width);
+    struct epi_logfmt_grid grids[EPI_LOGFMT_BLOCKS];
+    const size_t bytes = epi_logfmt_block_bytes(EPI_LOGFMT_BLOCK);
+    for (size_t i = 0, b = 0; i < n; i += EPI_LOGFMT_BLOCK, b++) {
+        struct epi_logfmt_range r;
+        memcpy(&r.amax, in + b * bytes, 2);
+        memcpy(&r.amin, in + b * bytes + 2, 2);
+        grids[b] = epi_logfmt_grid_of(r.amax, r.amin);
     }
+    for (size_t i = 0, b = 0; i < n; i += EPI_LOGFMT_BLOCK, b++)
+        decode(in + b * bytes + 4, epi_logfmt_width(i, n), &grids[b], out + i);
 }
 
 EPI_INLINE size_t epi_logfmt_encode_row(const uint16_t *x, size_t hidden, uint8_t *out,

@@ -14,26 +14,31 @@ static inline struct epi_scale epi_scale_of(ep_scale kind, float amax)
     return kind == EP_SCALE_F32 ? epi_scale_f32(amax) : epi_scale_pow2(amax);
 }
 
+/* Place of exponent byte k of a row's words, least significant byte of a word first. */
+static inline uint8_t *epi_ue8m0_at(const void *scales, size_t k)
+{
+    const uint32_t one = 1;
+    uint8_t first;
+    memcpy(&first, &one, 1);
+    return (uint8_t *)scales + (first ? k : k ^ 3);
+}
+
 /* The UE8M0 words of the row must have been zeroed. */
 static inline void epi_scale_store(ep_scale kind, void *scales, size_t k, float scale)
 {
-    if (kind == EP_SCALE_UE8M0) {
-        uint32_t word;
-        char *at = (char *)scales + k / 4 * sizeof word;
-        memcpy(&word, at, sizeof word);
-        word |= (uint32_t)epi_to_ue8m0(scale) << k % 4 * 8;
-        memcpy(at, &word, sizeof word);
-    } else {
+    if (kind == EP_SCALE_UE8M0)
+        *epi_ue8m0_at(scales, k) = epi_to_ue8m0(scale);
+    else
         memcpy((char *)scales + k * sizeof scale, &scale, sizeof scale);
-    }
 }
 
 static inline float epi_scale_load(ep_scale kind, const void *scales, size_t k)
 {
-    uint32_t word;
-    size_t at = kind == EP_SCALE_UE8M0 ? k / 4 : k;
-    memcpy(&word, (const char *)scales + at * sizeof word, sizeof word);
-    return kind == EP_SCALE_UE8M0 ? epi_from_ue8m0((uint8_t)(word >> k % 4 * 8)) : epi_float(word);
+    float scale;
+    if (kind == EP_SCALE_UE8M0)
+        return epi_from_ue8m0(*epi_ue8m0_at(scales, k));
+    memcpy(&scale, (const char *)scales + k * sizeof scale, sizeof scale);
+    return scale;
 }
 
 /* What a reduction adds up: n rows, then the biases. Weights only if there are rows. */

@@ -35,12 +35,16 @@ EPI_INLINE struct pair load_pair(ep_dtype dtype, const char *p)
     return y;
 }
 
-/* Rounded to BF16 in the upper half of each lane; the lower half is undefined. */
-EPI_INLINE v_int round_bf16(v_float f)
+/* Rounded to BF16 in the upper half of each lane; the lower half is undefined. Not for NaN. */
+EPI_INLINE v_int round_bits(v_int bits)
 {
-    v_int bits = v_fix_nan(f, v_set_32(EPI_BF16_NAN << 16));
     v_int even = v_and(v_right_32(bits, 16), v_set_32(1));
     return v_add_32(v_add_32(bits, v_set_32(0x7fff)), even);
+}
+
+EPI_INLINE v_int round_bf16(v_float f)
+{
+    return round_bits(v_fix_nan(f, v_set_32(EPI_BF16_NAN << 16)));
 }
 
 /* V_LANES consecutive elements. */
@@ -230,20 +234,19 @@ static void quantise(const void *x, ep_dtype dtype, size_t hidden, ep_scale kind
 
 /*
  * E4M3 shifted left by 7 is a binary16 value of 1/256 of the size, subnormals
- * included. The factor 256 stays apart from the scale, whose range it could exceed.
+ * included, and a NaN if one more exponent bit is set.
  */
-EPI_INLINE struct pair decode_pair(ep_dtype dtype, const uint8_t *q, v_float scale)
+EPI_INLINE struct pair decode_pair(ep_dtype dtype, const uint8_t *q, v_float scale_256)
 {
     v_int code = v_load_8_as_16(q);
     v_int rest = v_and(code, v_set_16(0x7f));
-    v_int half = v_or(v_left_16(rest, 7), v_left_16(v_and(code, v_set_16(0x80)), 8));
-    v_int nan = v_and(v_equal_16(rest, v_set_16(EPI_E4M3_NAN)), v_set_16(EPI_F16_NAN));
-    half = v_or(half, nan);
+    v_int nan = v_and(v_add_16(rest, v_set_16(1)), v_set_16(0x80));
+    v_int half = v_or(v_left_16(v_or(rest, nan), 7), v_left_16(v_and(code, v_set_16(0x80)), 8));
     if (dtype == EP_BF16)
         half = v_unzip_16(half);
     struct pair y = {v_half_low(half), v_half_high(half)};
-    y.a = v_mul_f(v_mul_f(y.a, v_set_f(256.0f)), scale);
-    y.b = v_mul_f(v_mul_f(y.b, v_set_f(256.0f)), scale);
+    y.a = v_mul_f(y.a, scale_256);
+    y.b = v_mul_f(y.b, scale_256);
     return y;
 }
 
@@ -251,9 +254,14 @@ EPI_INLINE int dequantise_row(ep_dtype dtype, const uint8_t *q, const void *scal
                               size_t hidden, char *out)
 {
     for (size_t i = 0; i < hidden; i += EPI_SCALE_BLOCK) {
-        v_float scale = v_set_f(epi_scale_load(kind, scales, i / EPI_SCALE_BLOCK));
+        float scale = epi_scale_load(kind, scales, i / EPI_SCALE_BLOCK);
+        if (scale >= 0x1p119f) { /* 256 times it would be no float */
+            epi_dequantise_scalar(q, scales, kind, i, i + EPI_SCALE_BLOCK, dtype, out);
+            continue;
+        }
+        v_float scale_256 = v_set_f(256.0f * scale);
         for (size_t j = i; j < i + EPI_SCALE_BLOCK; j += PAIR)
-            store_pair(dtype, out + j * size_of(dtype), decode_pair(dtype, q + j, scale));
+            store_pair(dtype, out + j * size_of(dtype), decode_pair(dtype, q + j, scale_256));
     }
     return 0;
 }

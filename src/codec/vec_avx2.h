@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define V_LANES 8 /* 32-bit lanes of a vector */
 
@@ -27,7 +28,6 @@ typedef __m256i v_int;
 #define v_sub_f _mm256_sub_ps
 #define v_mul_f _mm256_mul_ps
 #define v_fma_f _mm256_fmadd_ps
-#define v_max_f _mm256_max_ps
 #define v_to_float _mm256_cvtepi32_ps
 #define v_truncate _mm256_cvttps_epi32
 
@@ -36,7 +36,6 @@ typedef __m256i v_int;
 #define v_add_32 _mm256_add_epi32
 #define v_sub_32 _mm256_sub_epi32
 #define v_max_32 _mm256_max_epi32
-#define v_min_32 _mm256_min_epi32
 #define v_left_32 _mm256_slli_epi32
 #define v_right_32 _mm256_srli_epi32
 #define v_sra_32 _mm256_srai_epi32
@@ -44,12 +43,11 @@ typedef __m256i v_int;
 #define v_sub_16 _mm256_sub_epi16
 #define v_max_16 _mm256_max_epu16
 #define v_min_16 _mm256_min_epu16
+#define v_max_i16 _mm256_max_epi16
 #define v_left_16 _mm256_slli_epi16
 #define v_right_16 _mm256_srli_epi16
+#define v_sra_16 _mm256_srai_epi16
 
-/* All ones in lanes where a == b. */
-#define v_equal_16 _mm256_cmpeq_epi16
-#define v_equal_32 _mm256_cmpeq_epi32
 #define v_and_not(a, b) _mm256_andnot_si256(a, b) /* ~a & b */
 
 /* Even 16-bit lanes of a, odd ones of b. */
@@ -105,7 +103,6 @@ static inline uint32_t v_largest_32(v_int a)
 
 /* Unsigned 8 or 16-bit values of memory to lanes, and the low bits of lanes to memory. */
 #define v_load_8_as_16(p) _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(p)))
-#define v_load_8_as_32(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p)))
 #define v_load_16_as_32(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p)))
 
 static inline __m128i v_low_16(v_int a)
@@ -119,22 +116,29 @@ static inline void v_store_32_as_16(void *p, v_int a)
     _mm_storeu_si128((__m128i *)p, v_low_16(a));
 }
 
-static inline void v_store_32_as_8(void *p, v_int a)
+static inline void v_store_16_as_8(void *p, v_int a)
 {
-    __m128i low = v_low_16(v_and(a, v_set_32(0xff)));
-    _mm_storel_epi64((__m128i *)p, _mm_packus_epi16(low, low));
+    a = v_and(a, v_set_16(0xff));
+    __m128i low = _mm256_castsi256_si128(a), high = _mm256_extracti128_si256(a, 1);
+    _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(low, high));
 }
 
-/* One bit of memory per lane: all ones or zeros of the lane, and the sign bit of the lane. */
-static inline v_int v_load_bits(const uint8_t *p)
+/* One bit of memory per 16-bit lane: all ones or zeros of the lane; the sign bit of the lane. */
+static inline v_int v_load_bits_16(const uint8_t *p)
 {
-    const v_int bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    return v_equal_32(v_and(v_set_32(*p), bit), bit);
+    const v_int bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
+                                        8192, 16384, (short)0x8000);
+    uint16_t mask;
+    memcpy(&mask, p, sizeof mask);
+    return _mm256_cmpeq_epi16(v_and(v_set_16(mask), bit), bit);
 }
 
-static inline void v_store_signs(uint8_t *p, v_int a)
+static inline void v_store_signs_16(uint8_t *p, v_int a)
 {
-    *p = (uint8_t)_mm256_movemask_ps(v_f(a));
+    /* Saturation to bytes keeps the sign. */
+    __m128i low = _mm256_castsi256_si128(a), high = _mm256_extracti128_si256(a, 1);
+    uint16_t mask = (uint16_t)_mm_movemask_epi8(_mm_packs_epi16(low, high));
+    memcpy(p, &mask, sizeof mask);
 }
 
 #endif

@@ -5,6 +5,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define V_LANES 16 /* 32-bit lanes of a vector */
 
@@ -27,7 +28,6 @@ typedef __m512i v_int;
 #define v_sub_f _mm512_sub_ps
 #define v_mul_f _mm512_mul_ps
 #define v_fma_f _mm512_fmadd_ps
-#define v_max_f _mm512_max_ps
 #define v_to_float _mm512_cvtepi32_ps
 #define v_truncate _mm512_cvttps_epi32
 
@@ -36,7 +36,6 @@ typedef __m512i v_int;
 #define v_add_32 _mm512_add_epi32
 #define v_sub_32 _mm512_sub_epi32
 #define v_max_32 _mm512_max_epi32
-#define v_min_32 _mm512_min_epi32
 #define v_left_32 _mm512_slli_epi32
 #define v_right_32 _mm512_srli_epi32
 #define v_sra_32 _mm512_srai_epi32
@@ -44,12 +43,11 @@ typedef __m512i v_int;
 #define v_sub_16 _mm512_sub_epi16
 #define v_max_16 _mm512_max_epu16
 #define v_min_16 _mm512_min_epu16
+#define v_max_i16 _mm512_max_epi16
 #define v_left_16 _mm512_slli_epi16
 #define v_right_16 _mm512_srli_epi16
+#define v_sra_16 _mm512_srai_epi16
 
-/* All ones in lanes where a == b. */
-#define v_equal_16(a, b) _mm512_movm_epi16(_mm512_cmpeq_epi16_mask(a, b))
-#define v_equal_32(a, b) _mm512_movm_epi32(_mm512_cmpeq_epi32_mask(a, b))
 #define v_and_not(a, b) _mm512_andnot_si512(a, b) /* ~a & b */
 
 /* Even 16-bit lanes of a, odd ones of b. */
@@ -58,7 +56,8 @@ typedef __m512i v_int;
 /* f, with every NaN replaced by the float of these bits. */
 static inline v_int v_fix_nan(v_float f, v_int bits)
 {
-    return _mm512_mask_mov_epi32(v_i(f), _mm512_cmp_ps_mask(f, f, _CMP_UNORD_Q), bits);
+    /* By class of f: quiet and signalling NaN give `bits`, the other six give f. */
+    return v_i(_mm512_fixupimm_ps(v_f(bits), f, v_set_32(0x11111100), 0));
 }
 
 /* Even 16-bit lanes first, then odd ones. */
@@ -102,22 +101,22 @@ static inline uint32_t v_least_16(v_int a)
 
 /* Unsigned 8 or 16-bit values of memory to lanes, and the low bits of lanes to memory. */
 #define v_load_8_as_16(p) _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(p)))
-#define v_load_8_as_32(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(p)))
 #define v_load_16_as_32(p) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p)))
-#define v_store_32_as_8(p, a) _mm_storeu_si128((__m128i *)(p), _mm512_cvtepi32_epi8(a))
+#define v_store_16_as_8(p, a) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi16_epi8(a))
 #define v_store_32_as_16(p, a) _mm256_storeu_si256((__m256i *)(p), _mm512_cvtepi32_epi16(a))
 
-/* One bit of memory per lane: all ones or zeros of the lane, and the sign bit of the lane. */
-static inline v_int v_load_bits(const uint8_t *p)
+/* One bit of memory per 16-bit lane: all ones or zeros of the lane; the sign bit of the lane. */
+static inline v_int v_load_bits_16(const uint8_t *p)
 {
-    return _mm512_movm_epi32((__mmask16)(p[0] | p[1] << 8));
+    uint32_t mask;
+    memcpy(&mask, p, sizeof mask);
+    return _mm512_movm_epi16(mask);
 }
 
-static inline void v_store_signs(uint8_t *p, v_int a)
+static inline void v_store_signs_16(uint8_t *p, v_int a)
 {
-    unsigned mask = _mm512_movepi32_mask(a);
-    p[0] = (uint8_t)mask;
-    p[1] = (uint8_t)(mask >> 8);
+    uint32_t mask = _mm512_movepi16_mask(a);
+    memcpy(p, &mask, sizeof mask);
 }
 
 #endif
