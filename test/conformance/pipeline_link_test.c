@@ -8,7 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const transports[] = {"threads", "shm"};
+/* The last two deliver notifications late, out of order and more than once. */
+static const char *const transports[] = {"threads", "shm",
+                                         "fault(threads):delay_us=200,reorder=1,repeat=30",
+                                         "fault(shm):delay_us=200,reorder=1,repeat=30"};
 enum { TRANSPORTS = sizeof transports / sizeof *transports };
 
 static const ep_pipeline_config config = {sizeof config, 4096, 8};
@@ -146,12 +149,40 @@ static void late_ranks_are_named(void **state)
         assert_int_equal(test_run_groups(transports[t], 3, one_stays_away, NULL), 0);
 }
 
+/* Rank 1 dies at some notification in the middle of a run: nobody waits out the time. */
+static int one_dies(ep_group *group, void *arg)
+{
+    (void)arg;
+    int rank = ep_group_rank(group), mistakes = 0;
+    const ep_pipeline_callbacks callbacks = callbacks_of(&mistakes);
+    ep_pipeline_link link = EP_PIPELINE_LINK_INIT;
+    ep_schedule *s = make(EP_SCHEDULE_1F1B, 3, 4);
+    ep_status status = ep_pipeline_link_open(group, s, &config, &link);
+    TEST_CHECK(status == EP_OK);
+    for (int i = 0; i < 100 && status == EP_OK; i++)
+        status = ep_pipeline_run(s, rank, &config, &callbacks, &link);
+    TEST_CHECK(status == EP_ERR_RANK_DEAD);
+    TEST_CHECK(strstr(ep_last_error(),
+                      rank == 1 ? "rank 1, this one, has ended" : "rank 1 has ended") != NULL);
+    ep_pipeline_link_close(&link);
+    ep_schedule_destroy(s);
+    return 0;
+}
+
+static void dead_ranks_are_named(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("fault(threads):kill_rank=1,kill_at=300", 3, one_dies, NULL),
+                     0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_methods_run),
         cmocka_unit_test(disagreement_is_named),
         cmocka_unit_test(late_ranks_are_named),
+        cmocka_unit_test(dead_ranks_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
