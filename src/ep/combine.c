@@ -93,7 +93,7 @@ static ep_status check_2d(const char *call, const char *argument, const ep_tenso
 
 /* What combine and the backward of dispatch name differently. */
 typedef struct names {
-    const char *call, *y, *out, *row_weights, *out_weights;
+    const char *call, *y, *ys, *out, *row_weights, *out_weights;
 } names;
 
 static ep_status check_handle(const char *call, const ep_buffer *buffer, const ep_handle *handle)
@@ -115,7 +115,7 @@ static ep_status check_rows(const epi_combine *c, const names *name)
                         "%s: %s.shape[1] (hidden) is %lld; it must be a positive multiple of 8",
                         name->call, name->y, (long long)c->y.shape[1]);
     return check_2d(name->call, name->out, &c->out, handle->num_tokens, c->y.shape[1],
-                    1u << c->y.dtype, name->y);
+                    1u << c->y.dtype, name->ys);
 }
 
 static ep_status check_row_weights(const epi_combine *c, const names *name)
@@ -137,7 +137,7 @@ static ep_status check_row_weights(const epi_combine *c, const names *name)
 
 static ep_status check_combine(const epi_combine *c, const ep_combine_args *args)
 {
-    static const names name = {"ep_combine", "y", "out", "topk_weights", "out_weights"};
+    static const names name = {"ep_combine", "y", "y's", "out", "topk_weights", "out_weights"};
     EPI_TRY(check_rows(c, &name));
     static const char *const biases[] = {"bias[0]", "bias[1]"};
     for (int i = 0; i < 2; i++)
@@ -158,8 +158,9 @@ static ep_status check_combine(const epi_combine *c, const ep_combine_args *args
 
 static ep_status check_backward(const epi_combine *c)
 {
-    static const names name = {"ep_dispatch_backward", "grad_recv_x", "grad_x", "grad_recv_weights",
-                               "grad_topk_weights"};
+    static const names name = {"ep_dispatch_backward", "grad_recv_x",
+                               "grad_recv_x's",        "grad_x",
+                               "grad_recv_weights",    "grad_topk_weights"};
     EPI_TRY(check_rows(c, &name));
     return check_row_weights(c, &name);
 }
