@@ -3,7 +3,9 @@
 #ifndef APPS_BENCH_H
 #define APPS_BENCH_H
 
+#include "copy_limit.h"
 #include "ranks.h"
+#include "span.h"
 #include "workload.h"
 
 #include "entrepot/ep.h"
@@ -37,10 +39,6 @@ typedef enum bench_phase {
 
 extern const char *const bench_phase_names[BENCH_NUM_PHASES];
 
-typedef struct bench_span {
-    int64_t start_ns, end_ns;
-} bench_span;
-
 /* What one rank found out; in memory that ranks share. */
 typedef struct bench_rank_result {
     int64_t recv_tokens;    /* rows received in one iteration */
@@ -55,14 +53,11 @@ typedef struct bench_context {
     const bench_options *options;
     workload load;
     bench_rank_result *results; /* [ranks] */
-    bench_span *spans;          /* [phase][iteration][rank], see bench_span_at */
-    bench_span *copies;         /* [BENCH_COPY_ROUNDS][rank] */
+    span *spans;                /* [phase][iteration][rank], see bench_span_at */
+    span *copies;               /* [2 * COPY_ROUNDS][rank] */
 } bench_context;
 
-#define BENCH_COPY_ROUNDS 12
-
-static inline bench_span *bench_span_at(const bench_context *c, int phase, int64_t iteration,
-                                        int rank)
+static inline span *bench_span_at(const bench_context *c, int phase, int64_t iteration, int rank)
 {
     int64_t row = phase * c->options->iters + iteration;
     return &c->spans[row * c->options->ranks + rank];
@@ -88,10 +83,6 @@ typedef struct bench_baseline {
 
 /* What each rank of the normal mode does. */
 ep_status bench_normal_rank(rank_self *self);
-
-/* Times plain copies between `a` and `b` of `bytes`, all ranks at once. Collective. */
-ep_status bench_copy(rank_self *self, const bench_context *c, int first_round, void *a, void *b,
-                     size_t bytes);
 
 /* Runs the MPI baseline with the same shape, seed and routing and keeps the better of this run and
    what `b` holds already. An exit code. */

@@ -75,7 +75,7 @@ static bool alloc_shared(bench_context *c, size_t *bytes)
 {
     size_t ranks = (size_t)c->options->ranks;
     size_t spans = BENCH_NUM_PHASES * (size_t)c->options->iters * ranks;
-    size_t copies = BENCH_COPY_ROUNDS * ranks;
+    size_t copies = 2 * COPY_ROUNDS * ranks;
     *bytes = ranks * sizeof *c->results + (spans + copies) * sizeof *c->spans;
     char *memory = ranks_shared_alloc(*bytes);
     if (!memory) {
@@ -83,7 +83,7 @@ static bool alloc_shared(bench_context *c, size_t *bytes)
         return false;
     }
     c->results = (bench_rank_result *)memory;
-    c->spans = (bench_span *)(memory + ranks * sizeof *c->results);
+    c->spans = (span *)(memory + ranks * sizeof *c->results);
     c->copies = c->spans + spans;
     return true;
 }

@@ -169,7 +169,7 @@ static ep_status alloc_ordinary(bench_rank *b)
 #define TIMED(phase, call)                                                 \
     do {                                                                   \
         TRY(ep_group_barrier(b->self->group));                             \
-        bench_span span_ = {clock_ns(), 0};                                \
+        span span_ = {clock_ns(), 0};                                      \
         TRY(call);                                                         \
         span_.end_ns = clock_ns();                                         \
         if (iteration >= 0)                                                \
@@ -243,9 +243,10 @@ static ep_status measure(bench_rank *b)
     TRY(first_round(b));
     TRY(alloc_ordinary(b));
     size_t copied = (size_t)(b->num_rows * bench_row_bytes(b->o));
-    TRY(bench_copy(b->self, b->c, 0, b->y, b->y_ordinary, copied));
+    TRY(copy_limit_measure(b->self, b->c->copies, b->y, b->y_ordinary, copied));
     TRY(iterate_all(b));
-    TRY(bench_copy(b->self, b->c, BENCH_COPY_ROUNDS / 2, b->y, b->y_ordinary, copied));
+    TRY(copy_limit_measure(b->self, b->c->copies + COPY_ROUNDS * b->self->num_ranks, b->y,
+                           b->y_ordinary, copied));
     if (b->o->check)
         check(b);
     return EP_OK;

@@ -29,7 +29,7 @@ static void write_rank_names(json *j, int rank)
         write_name(j, "thread_name", rank, p, bench_phase_names[p]);
 }
 
-static void write_span(json *j, const bench_span *s, int64_t origin, int rank, int phase,
+static void write_span(json *j, const span *s, int64_t origin, int rank, int phase,
                        int64_t iteration)
 {
     json_open_object(j, NULL);

@@ -3,22 +3,13 @@
 
 #include <stdlib.h>
 
-/* splitmix64 (Steele, Lea and Flood, 2014) */
-static uint64_t next(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
 /* A stream of its own for every (seed, rank, index). */
 static uint64_t stream(const workload *w, int rank, uint64_t index)
 {
     uint64_t state = w->seed;
-    state = next(&state) + (uint64_t)rank;
-    state = next(&state) + index;
-    return next(&state);
+    state = random_next(&state) + (uint64_t)rank;
+    state = random_next(&state) + index;
+    return random_next(&state);
 }
 
 static void traced_routing(const workload *w, int rank, int32_t *ids, float *weights)
@@ -35,7 +26,7 @@ static void random_weights(uint64_t *state, int topk, float *weights)
 {
     float sum = 0;
     for (int k = 0; k < topk; k++) {
-        weights[k] = 0.05f + (float)(next(state) >> 40) * 0x1p-24f;
+        weights[k] = 0.05f + (float)(random_next(state) >> 40) * 0x1p-24f;
         sum += weights[k];
     }
     for (int k = 0; k < topk; k++)
@@ -57,7 +48,7 @@ bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights)
     for (int64_t t = 0; t < w->num_tokens; t++) {
         /* The first steps of a shuffle; whatever order it starts from, the choice is uniform. */
         for (int k = 0; k < w->topk; k++) {
-            int64_t other = k + (int64_t)(next(&state) % (uint64_t)(w->num_experts - k));
+            int64_t other = k + (int64_t)(random_next(&state) % (uint64_t)(w->num_experts - k));
             int32_t chosen = order[other];
             order[other] = order[k];
             order[k] = chosen;
@@ -76,9 +67,9 @@ void workload_row(const workload *w, int rank, int64_t token, uint16_t *row)
     float unit = 1;
     for (int64_t h = 0; h < w->hidden; h++) {
         if (h % 128 == 0)
-            unit = 1.0f / (float)(32768 << next(&state) % 8);
+            unit = 1.0f / (float)(32768 << random_next(&state) % 8);
         if (h % 4 == 0)
-            bits = next(&state);
+            bits = random_next(&state);
         row[h] = bf16_from_float((float)(int16_t)(bits >> h % 4 * 16) * unit);
     }
 }

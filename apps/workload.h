@@ -29,6 +29,15 @@ bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights)
 /* One row of a rank, BF16 [hidden]: random values whose size varies from block to block. */
 void workload_row(const workload *w, int rank, int64_t token, uint16_t *row);
 
+/* splitmix64 (Steele, Lea and Flood, 2014) */
+static inline uint64_t random_next(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
 static inline float float_from_bf16(uint16_t code)
 {
     uint32_t bits = (uint32_t)code << 16;

@@ -4,11 +4,11 @@
  * ep`, which starts this program through mpirun with its own options. Rank 0
  * prints one "KEY VALUE [TEXT]" line for each result.
  */
-#include "bench_stats.h"
 #include "check.h"
 #include "exit.h"
 #include "mpi_path.h"
 #include "options.h"
+#include "span.h"
 
 #include <stdio.h>
 #include <stdlib.h>

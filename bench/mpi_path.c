@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "mpi_path.h"
 
+#include "vector.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -226,11 +228,8 @@ void mpi_path_dispatch(mpi_path *p, enum mpi_exchange how, const int32_t *ids, c
 #define SUM_CHUNK 512
 
 /* out[h] = sum of n rows in their order, in float32, rounded once. */
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__SANITIZE_THREAD__)
-__attribute__((target_clones("arch=skylake-avx512", "avx2", "default")))
-#endif
-static void
-sum_rows(const void *const *terms, int n, int64_t hidden, uint16_t *out)
+WIDEST_VECTORS
+static void sum_rows(const void *const *terms, int n, int64_t hidden, uint16_t *out)
 {
     for (int64_t start = 0; start < hidden; start += SUM_CHUNK) {
         int64_t size = hidden - start < SUM_CHUNK ? hidden - start : SUM_CHUNK;
