@@ -51,8 +51,8 @@ EP_API void ep_channel_destroy(ep_channel *channel);
  * Copies `bytes` (0..slot_bytes) bytes into `lane` of rank `to`, after what was
  * sent there before. Waits while the lane is full; `data` is free on return.
  *
- * @return EP_ERR_ARGUMENT; EP_ERR_TIMEOUT or EP_ERR_RANK_DEAD, which name `to`.
- * After these two nothing was sent.
+ * @return EP_ERR_ARGUMENT; EP_ERR_STATE when `to` is masked; EP_ERR_TIMEOUT or
+ *         EP_ERR_RANK_DEAD, which name `to`. After any of them nothing was sent.
  */
 EP_API ep_status ep_channel_send(ep_channel *channel, int32_t to, int32_t lane, const void *data,
                                  size_t bytes);
@@ -62,7 +62,8 @@ EP_API ep_status ep_channel_send(ep_channel *channel, int32_t to, int32_t lane, 
  *
  * @param from   the rank that fills the lane; this rank itself is allowed
  * @param bytes  length expected
- * @return EP_ERR_ARGUMENT; EP_ERR_TIMEOUT or EP_ERR_RANK_DEAD, which name `from`;
+ * @return EP_ERR_ARGUMENT; EP_ERR_STATE when `from` is masked; EP_ERR_TIMEOUT or
+ *         EP_ERR_RANK_DEAD, which name `from`;
  *         EP_ERR_MISMATCH when the message is of another rank or length, and it
  *         then stays in the lane.
  */

@@ -307,6 +307,9 @@ static double cpu_ms(void)
 static void large_shapes_are_fast(void **state)
 {
     (void)state;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    skip(); /* a sanitizer's time says nothing */
+#endif
     ep_schedule_costs costs = EP_SCHEDULE_COSTS_INIT;
     double makespan, best[EP_SCHEDULE_METHODS];
     int32_t peak[64];
@@ -323,9 +326,7 @@ static void large_shapes_are_fast(void **state)
             best[method] = took < best[method] ? took : best[method];
         }
         print_message("%s: %.1f ms\n", ep_schedule_method_name(method), best[method]);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
         assert_true(best[method] < 100.0);
-#endif
     }
 }
 
