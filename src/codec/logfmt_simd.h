@@ -99,9 +99,9 @@ EPI_INLINE void decode_whole(const uint8_t *in, const struct epi_logfmt_grid *gr
 {
     const v_float step = v_set_f(grid->step), li = v_set_f(grid->li);
     for (int i = 0; i < EPI_LOGFMT_BLOCK; i += PAIR) {
-        v_int high = v_load_bits_16(in + EPI_LOGFMT_BLOCK + i / 8);
-        v_int sign = v_load_bits_16(in + EPI_LOGFMT_BLOCK + BITS_BYTES + i / 8);
-        v_int code = v_or(v_load_8_as_16(in + i), v_and(high, v_set_16(256)));
+        v_int high = v_load_signs_16(in + EPI_LOGFMT_BLOCK + i / 8);
+        v_int sign = v_load_signs_16(in + EPI_LOGFMT_BLOCK + BITS_BYTES + i / 8);
+        v_int code = v_or(v_load_8_as_16(in + i), v_and(v_right_16(high, 7), v_set_16(256)));
         /* Code 0 wraps and gives any bits, then is put right. */
         v_int above = v_sub_16(code, v_set_16(1));
         v_int even = point(v_and(above, v_set_32(0xffff)), step, li);

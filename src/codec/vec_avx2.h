@@ -123,16 +123,17 @@ static inline void v_store_16_as_8(void *p, v_int a)
     _mm_storeu_si128((__m128i *)p, _mm_packus_epi16(low, high));
 }
 
-/* One bit of memory per 16-bit lane: all ones or zeros of the lane; the sign bit of the lane. */
-static inline v_int v_load_bits_16(const uint8_t *p)
+/* One bit of memory per 16-bit lane to the sign bit of the lane, other bits undefined. */
+static inline v_int v_load_signs_16(const uint8_t *p)
 {
-    const v_int bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096,
-                                        8192, 16384, (short)0x8000);
-    uint16_t mask;
-    memcpy(&mask, p, sizeof mask);
-    return _mm256_cmpeq_epi16(v_and(v_set_16(mask), bit), bit);
+    const v_int left = _mm256_setr_epi16((short)0x8000, 16384, 8192, 4096, 2048, 1024, 512, 256,
+                                         128, 64, 32, 16, 8, 4, 2, 1);
+    uint16_t bits;
+    memcpy(&bits, p, sizeof bits);
+    return _mm256_mullo_epi16(v_set_16(bits), left);
 }
 
+/* And back: sign bits of lanes to memory. */
 static inline void v_store_signs_16(uint8_t *p, v_int a)
 {
     /* Saturation to bytes keeps the sign. */
