@@ -4,6 +4,7 @@
 
 #include "codec/paths.h"
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,21 +13,53 @@
 #include <cpuid.h>
 #endif
 
-static const struct epi_codec *_Atomic chosen;
+static const struct epi_codec *_Atomic chosen; /* NULL until somebody asks */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static char isa_note[EPI_ISA_NOTE_BYTES];
+static char features[64];
 
 #if defined(__x86_64__)
+static bool has_f16c(void)
+{
+    /* F16C has no name in __builtin_cpu_supports of older compilers. */
+    unsigned a, b, c = 0, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) && __builtin_cpu_supports("avx");
+}
+
 static bool has_avx2(void)
 {
-    unsigned a, b, c = 0, d;
-    /* F16C has no name in __builtin_cpu_supports of older compilers. */
-    bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-    return f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return has_f16c() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 static bool has_avx512(void)
 {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+static void list_features(void)
+{
+    const struct {
+        const char *name;
+        bool present;
+    } all[] = {
+        {"avx2", __builtin_cpu_supports("avx2")},
+        {"fma", __builtin_cpu_supports("fma")},
+        {"f16c", has_f16c()},
+        {"avx512f", __builtin_cpu_supports("avx512f")},
+        {"avx512bw", __builtin_cpu_supports("avx512bw")},
+        {"avx512vl", __builtin_cpu_supports("avx512vl")},
+        {"avx512dq", __builtin_cpu_supports("avx512dq")},
+    };
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (all[i].present)
+            used += (size_t)snprintf(features + used, sizeof features - used, "%s%s",
+                                     used ? " " : "", all[i].name);
+}
+#else
+static void list_features(void)
+{
 }
 #endif
 
@@ -72,16 +105,39 @@ const struct epi_codec *epi_codec_named(const char *name, char *note, size_t not
     return codec;
 }
 
+static void choose(void)
+{
+    const struct epi_codec *none = NULL;
+    const struct epi_codec *codec = epi_codec_named(getenv("EP_ISA"), isa_note, sizeof isa_note);
+    list_features();
+    /* What epi_codec_select chose before stands. */
+    atomic_compare_exchange_strong(&chosen, &none, codec);
+}
+
 const struct epi_codec *epi_codec(void)
 {
     const struct epi_codec *codec = atomic_load_explicit(&chosen, memory_order_acquire);
-    if (!codec) {
-        /* Threads that race here all find the same answer. */
-        char note[EPI_ISA_NOTE_BYTES];
-        codec = epi_codec_named(getenv("EP_ISA"), note, sizeof note);
-        atomic_store_explicit(&chosen, codec, memory_order_release);
-    }
-    return codec;
+    if (codec)
+        return codec;
+    pthread_once(&once, choose);
+    return atomic_load_explicit(&chosen, memory_order_acquire);
+}
+
+const char *ep_codec_isa(void)
+{
+    return epi_codec()->name;
+}
+
+const char *ep_codec_isa_note(void)
+{
+    pthread_once(&once, choose);
+    return isa_note;
+}
+
+const char *ep_cpu_features(void)
+{
+    pthread_once(&once, choose);
+    return features;
 }
 
 bool epi_codec_select(enum epi_isa isa)
