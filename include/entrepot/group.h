@@ -77,6 +77,7 @@ EP_API ep_status ep_group_create(const ep_group_config *config, ep_group **group
  */
 EP_API void ep_group_destroy(ep_group *group);
 
+/* Of a NULL group these give -1, 0 or "". */
 EP_API int32_t ep_group_rank(const ep_group *group);      /**< 0..num_ranks-1 */
 EP_API int32_t ep_group_num_ranks(const ep_group *group); /**< at least 1 */
 EP_API int32_t ep_group_node(const ep_group *group);      /**< rank / ranks per node */

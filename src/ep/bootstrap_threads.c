@@ -57,10 +57,11 @@ static void free_world(ep_thread_world *world)
 ep_status ep_thread_world_create(int32_t num_ranks, ep_thread_world **created)
 {
     if (created == NULL)
-        return epi_fail(EP_ERR_ARGUMENT, "world is NULL");
+        return epi_fail(EP_ERR_ARGUMENT, "ep_thread_world_create: world is NULL");
     *created = NULL;
     if (num_ranks < 1 || num_ranks > WORLD_MAX)
-        return epi_fail(EP_ERR_ARGUMENT, "num_ranks is %d; it can be 1..%d", num_ranks, WORLD_MAX);
+        return epi_fail(EP_ERR_ARGUMENT, "ep_thread_world_create: num_ranks is %d; it can be 1..%d",
+                        num_ranks, WORLD_MAX);
     ep_thread_world *world = calloc(1, sizeof *world);
     if (world == NULL)
         return epi_fail(EP_ERR_MEMORY, "no memory for a world of %d threads", num_ranks);

@@ -88,12 +88,12 @@ static ep_status agree(ep_group *group, const ep_buffer_config *config, ep_statu
     if (!all)
         return epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
     ep_status status = ep_group_allgather(group, &own, all, sizeof own);
+    if (mine != EP_OK) /* told the others; its own reason is the one to report */
+        status = epi_fail(mine, "%s", own.text);
     for (int r = 0; status == EP_OK && r < group->num_ranks; r++) {
         if (group->masked[r])
             continue;
-        if (r == group->rank && mine != EP_OK)
-            status = epi_fail(mine, "%s", own.text);
-        else if (all[r].status != EP_OK)
+        if (all[r].status != EP_OK)
             status =
                 epi_fail(EP_ERR_ABORTED, "ep_buffer_create: rank %d failed: %s", r, all[r].text);
         else if (all[r].max_experts != own.max_experts)

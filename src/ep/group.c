@@ -234,11 +234,8 @@ static ep_status connect_group(ep_group *group, const char *transport)
     return ep_group_barrier(group);
 }
 
-ep_status ep_group_create(const ep_group_config *given, ep_group **created)
+static ep_status create(const ep_group_config *given, ep_group **created)
 {
-    if (created == NULL)
-        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
-    *created = NULL;
     group_settings settings = {0};
     EPI_TRY(check_config(given, &settings.config));
     EPI_TRY(find_ranks(&settings));
@@ -281,42 +278,53 @@ void ep_group_destroy(ep_group *group)
     free(group);
 }
 
+ep_status ep_group_create(const ep_group_config *config, ep_group **group)
+{
+    if (group == NULL)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_group_create: group is NULL");
+    *group = NULL;
+    ep_status status = create(config, group);
+    /* Reasons come from many places; the call is named in one. */
+    return status == EP_OK ? EP_OK : epi_fail(status, "ep_group_create: %s", ep_last_error());
+}
+
 int32_t ep_group_rank(const ep_group *group)
 {
-    return group->rank;
+    return group != NULL ? group->rank : -1;
 }
 
 int32_t ep_group_num_ranks(const ep_group *group)
 {
-    return group->num_ranks;
+    return group != NULL ? group->num_ranks : 0;
 }
 
 int32_t ep_group_node(const ep_group *group)
 {
-    return group->rank / group->ranks_per_node;
+    return group != NULL ? group->rank / group->ranks_per_node : -1;
 }
 
 int32_t ep_group_num_nodes(const ep_group *group)
 {
-    return group->num_ranks / group->ranks_per_node;
+    return group != NULL ? group->num_ranks / group->ranks_per_node : 0;
 }
 
 const char *ep_group_transport(const ep_group *group)
 {
-    return group->transport->ops->name;
+    return group != NULL ? group->transport->ops->name : "";
 }
 
 int64_t ep_group_timeout_ms(const ep_group *group)
 {
-    return group->timeout_ms;
+    return group != NULL ? group->timeout_ms : 0;
 }
 
 ep_status ep_group_set_timeout_ms(ep_group *group, int64_t timeout_ms)
 {
     if (group == NULL)
-        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+        return epi_fail(EP_ERR_ARGUMENT, "ep_group_set_timeout_ms: group is NULL");
     if (timeout_ms < 1 || timeout_ms > EPI_MAX_TIMEOUT_MS)
-        return epi_fail(EP_ERR_ARGUMENT, "timeout_ms is %lld; it can be 1..%lld",
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "ep_group_set_timeout_ms: timeout_ms is %lld; it can be 1..%lld",
                         (long long)timeout_ms, (long long)EPI_MAX_TIMEOUT_MS);
     group->timeout_ms = timeout_ms;
     return EP_OK;
@@ -325,18 +333,19 @@ ep_status ep_group_set_timeout_ms(ep_group *group, int64_t timeout_ms)
 ep_status ep_group_barrier(ep_group *group)
 {
     if (group == NULL)
-        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+        return epi_fail(EP_ERR_ARGUMENT, "ep_group_barrier: group is NULL");
     return epi_collective_gather(group, "barrier", NULL, NULL, 0);
 }
 
 ep_status ep_group_allgather(ep_group *group, const void *send, void *recv, size_t bytes)
 {
     if (group == NULL)
-        return epi_fail(EP_ERR_ARGUMENT, "group is NULL");
+        return epi_fail(EP_ERR_ARGUMENT, "ep_group_allgather: group is NULL");
     if (bytes > EPI_ALLGATHER_MAX)
-        return epi_fail(EP_ERR_ARGUMENT, "bytes is %zu; it can be 0..%zu", bytes,
-                        EPI_ALLGATHER_MAX);
+        return epi_fail(EP_ERR_ARGUMENT, "ep_group_allgather: bytes is %zu; it can be 0..%zu",
+                        bytes, EPI_ALLGATHER_MAX);
     if (bytes > 0 && (send == NULL || recv == NULL))
-        return epi_fail(EP_ERR_ARGUMENT, "%s is NULL", send == NULL ? "send" : "recv");
+        return epi_fail(EP_ERR_ARGUMENT, "ep_group_allgather: %s is NULL",
+                        send == NULL ? "send" : "recv");
     return epi_collective_gather(group, "all-gather", send, recv, bytes);
 }
