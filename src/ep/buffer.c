@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "ep/args.h"
+#include "ep/ll.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -38,9 +39,15 @@ epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, 
 
 uint64_t epi_buffer_progress(const ep_buffer *buffer, int source)
 {
-    uint64_t entered = epi_slot_load(buffer->window, source, EPI_SLOT_ENTER);
+    static const int entering[] = {EPI_SLOT_ENTER, EPI_SLOT_LL_SENT, EPI_SLOT_LL_Y};
     uint64_t aborted = epi_slot_load(buffer->window, source, EPI_SLOT_ABORT);
-    return aborted && aborted + 1 > entered ? aborted + 1 : entered;
+    uint64_t at = aborted ? aborted + 1 : 0;
+    for (size_t i = 0; i < sizeof entering / sizeof *entering; i++) {
+        uint64_t entered = epi_slot_load(buffer->window, source, entering[i]);
+        if (entered > at)
+            at = entered;
+    }
+    return at;
 }
 
 bool epi_buffer_contains(const ep_buffer *buffer, const void *memory, size_t bytes, size_t *offset)
@@ -134,7 +141,9 @@ static void destroy(ep_buffer *buffer)
     }
     epi_team_destroy(buffer->team);
     if (buffer->window) {
+        epi_ll_drop(buffer);
         epi_pool_destroy(&buffer->pool);
+        epi_pool_destroy(&buffer->sparse_pool);
         buffer->window->transport->ops->window_destroy(buffer->window);
         atomic_fetch_sub(&buffer->group->num_objects, 1);
     }
@@ -142,6 +151,7 @@ static void destroy(ep_buffer *buffer)
     pthread_mutex_destroy(&buffer->lock);
     pthread_cond_destroy(&buffer->work);
     pthread_cond_destroy(&buffer->done);
+    free((void *)buffer->wait_ns);
     free(buffer);
 }
 
@@ -156,12 +166,17 @@ static ep_status open_window(ep_buffer *buffer)
                         "ep_buffer_create: window_max_bytes is %zu; it must be at least %zu, the "
                         "control area and window_bytes",
                         config->window_max_bytes, first);
-    EPI_TRY(group->transport->ops->window_create(group->transport, config->window_max_bytes, first,
-                                                 &buffer->window));
+    /* The same again of address space for what is used sparsely. */
+    size_t limit = config->window_max_bytes;
+    if (limit > SIZE_MAX / 4)
+        return epi_bad("ep_buffer_create", "window_max_bytes", (int64_t)limit, "below 2^62");
+    EPI_TRY(
+        group->transport->ops->window_create(group->transport, 2 * limit, first, &buffer->window));
     atomic_fetch_add(&group->num_objects, 1);
     buffer->mailbox_bytes = mailbox_bytes(group->num_ranks, config->max_experts);
     buffer->mailbox_offset = align64(epi_control_bytes(group->num_ranks));
-    epi_pool_init(&buffer->pool, buffer->window, control, config->window_max_bytes);
+    epi_pool_init(&buffer->pool, buffer->window, control, limit, false);
+    epi_pool_init(&buffer->sparse_pool, buffer->window, limit, 2 * limit, true);
     return EP_OK;
 }
 
@@ -174,6 +189,11 @@ static ep_buffer *new_buffer(ep_group *group, const ep_buffer_config *config)
     buffer->config = *config;
     buffer->rank = group->rank;
     buffer->num_ranks = group->num_ranks;
+    buffer->wait_ns = calloc((size_t)group->num_ranks, sizeof *buffer->wait_ns);
+    if (!buffer->wait_ns) {
+        free(buffer);
+        return NULL;
+    }
     pthread_mutex_init(&buffer->lock, NULL);
     pthread_mutex_init(&buffer->pool_lock, NULL);
     pthread_cond_init(&buffer->work, NULL);

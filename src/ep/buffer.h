@@ -16,7 +16,8 @@ struct ep_buffer {
     ep_buffer_config config;
     int rank, num_ranks;
     epi_window *window;
-    epi_pool pool; /* under pool_lock */
+    epi_pool pool;        /* under pool_lock */
+    epi_pool sparse_pool; /* address space past it, backed piece by piece; under pool_lock */
     pthread_mutex_t pool_lock;
     size_t mailbox_bytes, mailbox_offset;
 
@@ -28,8 +29,10 @@ struct ep_buffer {
     uint64_t epoch;
     bool has_worker;
     pthread_t worker;
-    epi_team *team;          /* NULL: no helpers */
-    _Atomic int num_objects; /* events, handles and results alive */
+    epi_team *team;           /* NULL: no helpers */
+    struct epi_ll *ll;        /* low-latency memory of the last shape; NULL: none yet */
+    _Atomic int64_t *wait_ns; /* [R] time spent waiting for each rank, all calls together */
+    _Atomic int num_objects;  /* events, handles and results alive */
 };
 
 /* Mail that `source` wrote to `owner` about call `epoch`, as seen from this rank. */

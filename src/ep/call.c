@@ -70,6 +70,9 @@ ep_status epi_call_agree(epi_op *op)
         [EPI_AGREED_ALIGNMENT] = "expert_alignment",
         [EPI_AGREED_HANDLE] = "handle (number of the call that made it)",
         [EPI_AGREED_MASK] = "masked ranks (checksum)",
+        [EPI_AGREED_MAX_TOKENS] = "max_tokens",
+        [EPI_AGREED_EXPERT_ROWS] = "max_expert_rows",
+        [EPI_AGREED_OVERFLOW] = "overflow (ep_overflow)",
     };
     const ep_buffer *buffer = op->buffer;
     EPI_TRY(check_epochs(op));

@@ -102,6 +102,8 @@ static ep_status check_handle(const char *call, const ep_buffer *buffer, const e
         return epi_fail(EP_ERR_ARGUMENT, "%s: handle is NULL", call);
     if (handle->buffer != buffer)
         return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
+    if (handle->ll)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
     return EP_OK;
 }
 

@@ -339,6 +339,8 @@ static ep_status check_cached(const char *call, const ep_buffer *buffer,
     const ep_handle *handle = args->handle;
     if (handle->buffer != buffer)
         return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
+    if (handle->ll)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
     if (args->x.shape[0] != handle->num_tokens)
         return epi_fail(EP_ERR_ARGUMENT,
                         "%s: x.shape[0] is %lld; it must be %lld, the tokens of handle", call,
@@ -460,6 +462,8 @@ static ep_status check_combine_backward(const char *call, const ep_buffer *buffe
     bool wants_gradient = epi_tensor_given(&args->grad_topk_weights);
     if (handle->buffer != buffer)
         return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
+    if (handle->ll)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
     epi_tensor_rule grad =
         rule(call, "grad_out", handle->num_tokens, -1, EPI_FLOAT_DTYPES, "BF16, F16 or F32");
     EPI_TRY(epi_tensor_check(&args->grad_out, &grad));

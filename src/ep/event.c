@@ -10,6 +10,7 @@
 struct ep_event {
     ep_buffer *buffer;
     _Atomic int holders;
+    epi_op *deferred;       /* the hook's part of the call; NULL: a queue has it */
     _Atomic bool completed; /* release: the outcome below is final */
     ep_status status;
     char message[512];
@@ -52,6 +53,19 @@ void epi_event_complete(ep_event *event, ep_status status, const char *message)
     epi_event_drop(event);
 }
 
+void epi_event_defer(ep_event *event, epi_op *op)
+{
+    event->deferred = op;
+}
+
+/* Goes on with the call that the event completes. */
+static ep_status go_on(ep_event *event, bool block)
+{
+    if (event->deferred)
+        return epi_op_run_hook(event->deferred, block);
+    return epi_op_run_until(event->buffer, event, block);
+}
+
 bool epi_event_completed(const ep_event *event)
 {
     return atomic_load_explicit(&event->completed, memory_order_acquire);
@@ -67,7 +81,7 @@ ep_status ep_event_wait(ep_event *event)
     if (!event)
         return epi_fail(EP_ERR_ARGUMENT, "ep_event_wait: event is NULL");
     if (!epi_event_completed(event))
-        epi_op_run_until(event->buffer, event, true);
+        go_on(event, true);
     return outcome(event);
 }
 
@@ -75,8 +89,7 @@ ep_status ep_event_query(ep_event *event)
 {
     if (!event)
         return epi_fail(EP_ERR_ARGUMENT, "ep_event_query: event is NULL");
-    if (!epi_event_completed(event) &&
-        epi_op_run_until(event->buffer, event, false) == EP_IN_PROGRESS)
+    if (!epi_event_completed(event) && go_on(event, false) == EP_IN_PROGRESS)
         return EP_IN_PROGRESS;
     return outcome(event);
 }

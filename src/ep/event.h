@@ -10,6 +10,8 @@
 ep_status epi_event_create(epi_op *op, ep_event **event);
 /* Publishes the outcome and drops the op's hold. Under the buffer's lock. */
 void epi_event_complete(ep_event *event, ep_status status, const char *message);
+/* The op's remaining stages run where the event is waited for. */
+void epi_event_defer(ep_event *event, epi_op *op);
 bool epi_event_completed(const ep_event *event);
 
 ep_event *epi_event_hold(ep_event *event);
@@ -17,5 +19,7 @@ void epi_event_drop(ep_event *event);
 
 /* Completes `event`, doing the calls before it where no worker does; in op.c. */
 ep_status epi_op_run_until(ep_buffer *buffer, ep_event *event, bool block);
+/* Runs the rest of a deferred call; in op.c. */
+ep_status epi_op_run_hook(epi_op *op, bool block);
 
 #endif

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "ep/args.h"
+#include "ep/ll.h"
 
 #include <stdlib.h>
 
@@ -52,6 +53,7 @@ void ep_handle_release(ep_handle *handle)
     free(handle->expert_rows);
     free(handle->expert_filled);
     free(handle->weights);
+    epi_ll_result_free(handle->ll);
     free(handle);
 }
 

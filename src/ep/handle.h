@@ -25,6 +25,7 @@ struct ep_handle {
     int32_t *expert_rows;          /* [L] rounded up to the alignment */
     int32_t *expert_filled;        /* [L] without padding */
     float *weights;                /* [T * K] of dispatch, by expert; NULL: not given */
+    struct epi_ll_result *ll;      /* of the low-latency mode; NULL in the normal mode */
 };
 
 ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk);

@@ -39,19 +39,57 @@ static bool has_arrived(const epi_op *op, int source)
     return seen >= wait->value;
 }
 
+static int64_t now_ns(const epi_op *op)
+{
+    epi_transport *transport = op->buffer->window->transport;
+    return transport->ops->now_ns(transport);
+}
+
+/* Books how long `source` was waited for. */
+static void arrived(epi_op *op, int source, int64_t now)
+{
+    op->seen[source] = true;
+    op->wait.missing--;
+    if (!op->wait.since_ns)
+        return;
+    atomic_fetch_add_explicit(&op->buffer->wait_ns[source], now - op->wait.since_ns,
+                              memory_order_relaxed);
+    if (op->wait.cost)
+        op->wait.cost[source] += now - op->wait.since_ns;
+}
+
+/* Looks who has come. The clock is read only when somebody was waited for. */
+static void look(epi_op *op)
+{
+    epi_wait_for *wait = &op->wait;
+    int64_t now = 0;
+    if (!wait->begun) {
+        memset(op->seen, 0, (size_t)op->buffer->num_ranks * sizeof *op->seen);
+        wait->missing = op->buffer->num_ranks;
+    }
+    for (int source = 0; source < op->buffer->num_ranks; source++) {
+        if (op->seen[source] || !has_arrived(op, source))
+            continue;
+        if (wait->since_ns && !now)
+            now = now_ns(op);
+        arrived(op, source, now);
+    }
+    if (!wait->begun && wait->missing)
+        wait->since_ns = now_ns(op);
+    wait->begun = true;
+}
+
 /* True when the wait is over: everybody arrived, or somebody gave the call up. */
 static bool wait_over(void *context)
 {
     epi_op *op = context;
-    epi_wait_for *wait = &op->wait;
-    while (wait->next < op->buffer->num_ranks && has_arrived(op, wait->next))
-        wait->next++;
-    if (wait->next == op->buffer->num_ranks)
+    look(op);
+    if (op->wait.missing == 0)
         return true;
-    if (wait->entered)
+    if (op->wait.entered)
         return false;
     for (int source = 0; source < op->buffer->num_ranks; source++) {
-        if (has_arrived(op, source) || !epi_op_gave_up(op->buffer, source, op->epoch))
+        if (op->seen[source] || !epi_op_gave_up(op->buffer, source, op->epoch))
             continue;
         /* Its last notifications may have come between the two looks. */
         if (has_arrived(op, source))
@@ -82,10 +120,12 @@ ep_status epi_op_aborted(epi_op *op, int source)
                     abort->text);
 }
 
-/* Does what can be done; EP_IN_PROGRESS when a wait is not over. */
-static ep_status advance(epi_op *op)
+/* Does what can be done; EP_IN_PROGRESS when a wait is not over. Stops before stage `until`. */
+static ep_status advance(epi_op *op, int until)
 {
     for (;;) {
+        if (op->stage == until)
+            return EP_OK;
         if (op->wait.active) {
             if (!wait_over(op))
                 return EP_IN_PROGRESS;
@@ -124,8 +164,8 @@ static void give_up(epi_op *op, ep_status status)
     }
 }
 
-/* Runs a call as far as it goes; with `block` to its end. */
-static ep_status run(epi_op *op, bool block)
+/* Runs a call as far as it goes, or to stage `until`; with `block` it waits for peers. */
+static ep_status run(epi_op *op, bool block, int until)
 {
     ep_buffer *buffer = op->buffer;
     if (op->previous) {
@@ -140,12 +180,12 @@ static ep_status run(epi_op *op, bool block)
             snprintf(op->message, sizeof op->message, "%s", ep_last_error());
         }
     }
-    ep_status status = op->rejected ? epi_fail(op->status, "%s", op->message) : advance(op);
+    ep_status status = op->rejected ? epi_fail(op->status, "%s", op->message) : advance(op, until);
     while (status == EP_IN_PROGRESS && block) {
         status = epi_wait(buffer->group, buffer->window, op->name, op->epoch, wait_over, is_late,
                           op, buffer->group->timeout_ms);
         if (status == EP_OK)
-            status = advance(op);
+            status = advance(op, until);
     }
     if (status == EP_IN_PROGRESS)
         return status;
@@ -158,6 +198,12 @@ static ep_status run(epi_op *op, bool block)
 }
 
 /* ------------------------------------------------------------- queue */
+
+static void free_op(epi_op *op)
+{
+    free(op->seen);
+    free(op);
+}
 
 /* Runs queued calls in order until the queue is empty, or without `block` until one must wait, or
    until `last` has completed. The caller holds the lock; it is released while calls run. */
@@ -172,7 +218,7 @@ static void run_queue(ep_buffer *buffer, bool block, const ep_event *last)
         epi_op *op = buffer->head;
         buffer->running = true;
         pthread_mutex_unlock(&buffer->lock);
-        ep_status status = run(op, block);
+        ep_status status = run(op, block, -1);
         if (status != EP_IN_PROGRESS)
             op->finish(op, status);
         pthread_mutex_lock(&buffer->lock);
@@ -183,7 +229,7 @@ static void run_queue(ep_buffer *buffer, bool block, const ep_event *last)
                 buffer->tail = NULL;
             if (op->event)
                 epi_event_complete(op->event, status, op->message);
-            free(op);
+            free_op(op);
         }
         pthread_cond_broadcast(&buffer->done);
         if (status == EP_IN_PROGRESS)
@@ -235,40 +281,94 @@ static void enqueue(epi_op *op)
     pthread_cond_signal(&buffer->work);
 }
 
-ep_status epi_op_submit(epi_op *op, ep_event **event)
+/* Ends a call that no queue holds. */
+static void complete(epi_op *op, ep_status status)
 {
     ep_buffer *buffer = op->buffer;
-    op->aborted_by = -1;
-    if (event) {
-        *event = NULL;
-        ep_status status = epi_event_create(op, event);
-        if (status != EP_OK) {
-            /* Still this rank's part of the collective: fail it in turn. */
-            op->rejected = true;
-            op->status = status;
-            snprintf(op->message, sizeof op->message, "%s", ep_last_error());
-            event = NULL;
-        }
-    }
+    op->finish(op, status);
     pthread_mutex_lock(&buffer->lock);
-    if (event) {
-        op->epoch = ++buffer->epoch;
-        enqueue(op);
-        /* Without a worker the peers would otherwise wait for this rank's next look. */
-        if (!buffer->has_worker)
-            run_queue(buffer, false, NULL);
-        pthread_mutex_unlock(&buffer->lock);
-        return EP_OK;
-    }
+    epi_event_complete(op->event, status, op->message);
+    pthread_mutex_unlock(&buffer->lock);
+    free_op(op);
+}
+
+/* A call completed by its hook: sends now; the event carries the rest. */
+static ep_status submit_hook(epi_op *op)
+{
+    ep_buffer *buffer = op->buffer;
+    pthread_mutex_lock(&buffer->lock);
     wait_for_queue(buffer);
     op->epoch = ++buffer->epoch;
     pthread_mutex_unlock(&buffer->lock);
-    ep_status status = run(op, true);
+    ep_status status = run(op, true, op->eager);
+    if (status == EP_OK)
+        epi_event_defer(op->event, op);
+    else
+        complete(op, status);
+    return EP_OK;
+}
+
+ep_status epi_op_run_hook(epi_op *op, bool block)
+{
+    ep_status status = run(op, block, -1);
+    if (status != EP_IN_PROGRESS)
+        complete(op, status);
+    return status;
+}
+
+/* Whatever a call needs beside its own object. */
+static ep_status equip(epi_op *op, ep_event **event)
+{
+    op->aborted_by = -1;
+    op->seen = calloc((size_t)op->buffer->num_ranks, sizeof *op->seen);
+    if (!op->seen)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", op->name);
+    return event ? epi_event_create(op, event) : EP_OK;
+}
+
+static ep_status submit_queued(epi_op *op)
+{
+    ep_buffer *buffer = op->buffer;
+    pthread_mutex_lock(&buffer->lock);
+    op->epoch = ++buffer->epoch;
+    enqueue(op);
+    /* Without a worker the peers would otherwise wait for this rank's next look. */
+    if (!buffer->has_worker)
+        run_queue(buffer, false, NULL);
+    pthread_mutex_unlock(&buffer->lock);
+    return EP_OK;
+}
+
+static ep_status run_now(epi_op *op)
+{
+    ep_buffer *buffer = op->buffer;
+    pthread_mutex_lock(&buffer->lock);
+    wait_for_queue(buffer);
+    op->epoch = ++buffer->epoch;
+    pthread_mutex_unlock(&buffer->lock);
+    ep_status status = run(op, true, -1);
     op->finish(op, status);
     if (status != EP_OK)
         epi_fail(status, "%s", op->message);
-    free(op);
+    free_op(op);
     return status;
+}
+
+ep_status epi_op_submit(epi_op *op, ep_event **event)
+{
+    if (event)
+        *event = NULL;
+    ep_status status = equip(op, event);
+    if (status != EP_OK) {
+        /* Still this rank's part of the collective: it fails in turn. */
+        op->rejected = true;
+        op->status = status;
+        snprintf(op->message, sizeof op->message, "%s", ep_last_error());
+        return run_now(op);
+    }
+    if (!event)
+        return run_now(op);
+    return op->eager ? submit_hook(op) : submit_queued(op);
 }
 
 static void finish_rejected(epi_op *op, ep_status status)

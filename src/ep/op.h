@@ -22,7 +22,10 @@ typedef struct epi_wait_for {
     int slot;
     uint64_t value;
     const bool *from; /* [num_ranks] which ranks; NULL: all. Masked ones are never waited for. */
-    int next;         /* ranks before it have been seen */
+    bool begun;       /* looked at once; `seen` and `since_ns` are set */
+    int missing;      /* ranks not seen yet */
+    int64_t *cost;    /* [num_ranks] of the caller's: ns waited for each are added; may be NULL */
+    int64_t since_ns; /* when the wait began; 0: not yet looked at */
 } epi_wait_for;
 
 struct epi_op {
@@ -34,6 +37,8 @@ struct epi_op {
         ep_status status); /* publishes or undoes, and frees what the op holds but not the op */
     uint64_t epoch;
     int stage;
+    bool *seen; /* [num_ranks] of the current wait */
+    int eager;  /* > 0: a call completed by its hook; so many stages run at once, the rest there */
     epi_wait_for wait;
     int aborted_by; /* rank whose abort ended the wait; -1 */
     bool rejected;  /* failed before it began: status and message are set */

@@ -10,9 +10,11 @@ static size_t round_up(size_t bytes)
     return (bytes + EPI_POOL_ALIGN - 1) / EPI_POOL_ALIGN * EPI_POOL_ALIGN;
 }
 
-void epi_pool_init(epi_pool *pool, epi_window *window, size_t start, size_t limit)
+void epi_pool_init(epi_pool *pool, epi_window *window, size_t start, size_t limit,
+                   bool address_only)
 {
-    *pool = (epi_pool){.window = window, .start = round_up(start), .limit = limit};
+    *pool = (epi_pool){
+        .window = window, .start = round_up(start), .limit = limit, .address_only = address_only};
 }
 
 void epi_pool_destroy(epi_pool *pool)
@@ -80,7 +82,7 @@ static ep_status grow(epi_pool *pool, size_t bytes)
         return epi_fail(EP_ERR_MEMORY,
                         "the window needs %zu bytes; its bound (window_max_bytes) is %zu", target,
                         pool->limit);
-    if (target > pool->window->committed)
+    if (!pool->address_only && target > pool->window->committed)
         EPI_TRY(pool->window->transport->ops->window_commit(pool->window, target));
     if (begin != end) {
         if (target > end)

@@ -18,13 +18,15 @@ typedef struct epi_block {
 typedef struct epi_pool {
     epi_window *window;
     size_t start, limit; /* offsets within the window */
+    bool address_only;   /* blocks are not backed by memory until somebody does */
     size_t used, peak;
     epi_block *first; /* ordered by offset, without gaps up to the highest used block */
 } epi_pool;
 
 #define EPI_POOL_ALIGN 4096
 
-void epi_pool_init(epi_pool *pool, epi_window *window, size_t start, size_t limit);
+void epi_pool_init(epi_pool *pool, epi_window *window, size_t start, size_t limit,
+                   bool address_only);
 void epi_pool_destroy(epi_pool *pool);
 
 /* Takes `bytes`, backing more of the window if it must. EP_ERR_MEMORY names the bound. */

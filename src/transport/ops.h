@@ -78,6 +78,11 @@ typedef struct epi_transport_ops {
     ep_status (*window_commit)(epi_window *window, size_t bytes);
 
     /* Nothing happens when peer[dst] is NULL. */
+    /* Local: backs or drops whole pages of this rank's window past the committed head, where it is
+       used sparsely. Dropped pages read as zero. Peers may touch backed ones once told. */
+    ep_status (*window_back)(epi_window *window, size_t from, size_t to);
+    void (*window_drop)(epi_window *window, size_t from, size_t to);
+
     void (*notify)(epi_window *window, int dst, int slot, uint64_t value);
 
     /* Event count of this rank's own window; see above. sleep() returns after a notification, after

@@ -73,3 +73,9 @@ ep_status epi_pages_populate(uint8_t *base, size_t from, size_t to)
         return EP_OK;
     return epi_fail_errno(EP_ERR_MEMORY, "backing %zu bytes of a window", to - from);
 }
+
+void epi_pages_drop(uint8_t *base, size_t from, size_t to)
+{
+    if (from < to)
+        (void)madvise(base + from, to - from, MADV_DONTNEED);
+}

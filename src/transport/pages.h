@@ -23,4 +23,7 @@ void epi_pages_unmap(uint8_t *base, size_t reserve);
 /* Backs [base + from, base + to) with memory now; EP_ERR_MEMORY if there is none. */
 ep_status epi_pages_populate(uint8_t *base, size_t from, size_t to);
 
+/* Gives whole pages of private memory back to the system; they read as zero. */
+void epi_pages_drop(uint8_t *base, size_t from, size_t to);
+
 #endif

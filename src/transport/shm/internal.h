@@ -42,5 +42,7 @@ ep_status epi_shm_window_create(epi_transport *transport, size_t reserve, size_t
                                 epi_window **window);
 void epi_shm_window_destroy(epi_window *window);
 ep_status epi_shm_window_commit(epi_window *window, size_t bytes);
+ep_status epi_shm_window_back(epi_window *window, size_t from, size_t to);
+void epi_shm_window_drop(epi_window *window, size_t from, size_t to);
 
 #endif

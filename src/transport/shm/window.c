@@ -29,6 +29,7 @@
 typedef struct shm_window {
     epi_window base;
     int fd; /* kept: growing needs it */
+    size_t file_bytes;
 } shm_window;
 
 /* Where a peer finds a window and how it knows it has found the right one. */
@@ -102,27 +103,57 @@ static ep_status file_allocate(int fd, size_t from, size_t to)
     return EP_OK;
 }
 
-ep_status epi_shm_window_commit(epi_window *base, size_t bytes)
+/* The file is as long as what was ever used of it; it never shrinks under a reader. */
+static ep_status file_grow(shm_window *window, size_t bytes)
+{
+    if (bytes <= window->file_bytes)
+        return EP_OK;
+    EPI_TRY(check_file_limit(bytes));
+    if (ftruncate(window->fd, (off_t)bytes) != 0)
+        return epi_fail_errno(EP_ERR_MEMORY, "growing a window to %zu bytes", bytes);
+    window->file_bytes = bytes;
+    return EP_OK;
+}
+
+static void file_punch(shm_window *window, size_t from, size_t to)
+{
+    (void)fallocate(window->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from,
+                    (off_t)(to - from));
+}
+
+ep_status epi_shm_window_back(epi_window *base, size_t from, size_t to)
 {
     shm_window *window = (shm_window *)base;
+    if (to > base->reserve || from > to)
+        return epi_fail(EP_ERR_ARGUMENT, "window memory %zu..%zu; %zu bytes are reserved", from, to,
+                        base->reserve);
+    if (from == to)
+        return EP_OK;
+    EPI_TRY(epi_pages_check_available(to - from));
+    EPI_TRY(file_grow(window, to));
+    ep_status status = epi_pages_populate(base->base, from, to);
+    if (status == EP_OK) /* also backs what an older kernel did not populate */
+        status = file_allocate(window->fd, from, to);
+    if (status != EP_OK)
+        file_punch(window, from, to);
+    return status;
+}
+
+void epi_shm_window_drop(epi_window *base, size_t from, size_t to)
+{
+    if (from < to)
+        file_punch((shm_window *)base, from, to);
+}
+
+ep_status epi_shm_window_commit(epi_window *base, size_t bytes)
+{
     size_t from = base->committed, to = epi_pages_round(bytes);
     if (to > base->reserve)
         return epi_fail(EP_ERR_ARGUMENT, "window commit of %zu bytes; at most %zu are reserved",
                         bytes, base->reserve);
     if (to <= from)
         return EP_OK;
-    EPI_TRY(check_file_limit(to));
-    EPI_TRY(epi_pages_check_available(to - from));
-    if (ftruncate(window->fd, (off_t)to) != 0)
-        return epi_fail_errno(EP_ERR_MEMORY, "growing a window to %zu bytes", to);
-    ep_status status = epi_pages_populate(base->base, from, to);
-    if (status == EP_OK) /* also backs what an older kernel did not populate */
-        status = file_allocate(window->fd, from, to);
-    if (status != EP_OK) {
-        if (ftruncate(window->fd, (off_t)from) != 0)
-            return status; /* the file stays longer than what is used of it */
-        return status;
-    }
+    EPI_TRY(epi_shm_window_back(base, from, to));
     base->committed = to;
     return EP_OK;
 }

@@ -99,6 +99,20 @@ static void threads_destroy(epi_transport *transport)
     free(transport);
 }
 
+static ep_status threads_back(epi_window *window, size_t from, size_t to)
+{
+    if (to > window->reserve || from > to)
+        return epi_fail(EP_ERR_ARGUMENT, "window memory %zu..%zu; %zu bytes are reserved", from, to,
+                        window->reserve);
+    EPI_TRY(epi_pages_check_available(to - from));
+    return epi_pages_populate(window->base, from, to);
+}
+
+static void threads_drop(epi_window *window, size_t from, size_t to)
+{
+    epi_pages_drop(window->base, from, to);
+}
+
 static ep_status threads_commit(epi_window *window, size_t bytes)
 {
     size_t to = epi_pages_round(bytes);
@@ -292,6 +306,8 @@ static const epi_transport_ops threads_ops = {
     .window_create = threads_window_create,
     .window_destroy = threads_window_destroy,
     .window_commit = threads_commit,
+    .window_back = threads_back,
+    .window_drop = threads_drop,
     .notify = threads_notify,
     .sleep_begin = threads_sleep_begin,
     .sleep = threads_sleep,

@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Low latency from inside. A sender puts its tokens once into its own window,
+ * narrow as the wire wants them, with the ids beside them, and raises LL_SENT.
+ * Each receiver reads from there straight into the packed result. Combine is the
+ * mirror: expert outputs stay at the expert's rank, which publishes where its
+ * rows of each source begin, and the token's owner reads and sums them.
+ */
+#ifndef EPI_EP_LL_H
+#define EPI_EP_LL_H
+
+#include "entrepot/low_latency.h"
+#include "ep/call.h"
+#include "ep/handle.h"
+
+/* What must be equal for memory to be used again; compared as bytes. */
+typedef struct epi_ll_shape {
+    int64_t max_tokens, hidden, num_experts, expert_rows;
+    int64_t table_sum, mask_sum;
+    int32_t topk, wire, scale, scales_by_column, overflow, unused;
+} epi_ll_shape;
+
+/* Head of a slot's shared area. */
+typedef struct epi_ll_head {
+    uint64_t epoch; /* of the dispatch that filled it */
+    int64_t num_tokens, mask_sum;
+    uint64_t y_epoch;          /* of the combine that filled the rest */
+    uint64_t y_base, y_stride; /* expert outputs in this rank's window; bytes from row to row */
+    int64_t y_packed;          /* rows of all experts follow each other; else each expert has S */
+    int64_t y_encoded;         /* LogFMT rows */
+} epi_ll_head;
+
+/* Offsets in a slot's shared area, which depend on the owner's number of experts. */
+typedef struct epi_ll_layout {
+    size_t ids;    /* int32 [M, K] global expert ids, -1 none */
+    size_t begin;  /* int32 [L, R] first row of each source within each expert's */
+    size_t packed; /* int32 [L] first row of each expert when packed */
+    size_t sums;   /* uint64 [M], verify mode */
+    size_t rows;   /* [M, H] of the wire */
+    size_t scales; /* [M, scale bytes] */
+    size_t bytes;
+} epi_ll_layout;
+
+/* Rows [L, S] of address space, backed as far as they are used. */
+typedef struct epi_ll_rows {
+    size_t base, row_bytes; /* offset in the window */
+    size_t *backed;         /* [L] bytes backed of each expert */
+    size_t total;
+} epi_ll_rows;
+
+typedef struct epi_ll_slot {
+    _Atomic bool in_use;
+    uint64_t epoch;   /* of its last dispatch */
+    uint64_t y_epoch; /* of the last combine that let peers read expert outputs */
+    size_t area;      /* offset of the shared area in this rank's window */
+    epi_ll_rows x, y;
+    bool has_y_block;
+    size_t y_block;        /* packed copy of expert outputs */
+    uint8_t *scales;       /* [L, S, scale bytes] or by column */
+    int32_t *source_token; /* [L, S] */
+    uint64_t *peer_area;   /* [R] offsets in the peers' windows */
+} epi_ll_slot;
+
+typedef struct epi_ll {
+    ep_buffer *buffer;
+    int holders; /* the buffer and each result; under pool_lock */
+    epi_ll_shape shape;
+    epi_experts experts;
+    int32_t *local_of; /* [R] experts of each rank */
+    size_t row_bytes, scale_bytes;
+    size_t row_bound; /* most rows that can arrive in one call */
+    epi_ll_slot slot[2];
+    uint64_t calls;      /* dispatches so far; parity picks the slot */
+    uint64_t last_epoch; /* of the last call that used it */
+} epi_ll;
+
+/* One received batch. */
+typedef struct epi_ll_result {
+    epi_ll *ll;
+    int slot;
+    uint64_t epoch;
+    int64_t num_tokens;
+    int topk;
+    int32_t *ids;     /* [T, K] what this rank's tokens asked for */
+    int32_t *count;   /* [L] */
+    int32_t *dropped; /* [L] */
+    int32_t *packed;  /* [L + 1] sums of count */
+    int64_t *range;   /* [L, R] */
+} epi_ll_result;
+
+epi_ll_layout epi_ll_layout_of(const epi_ll_shape *shape, int num_ranks, int num_local,
+                               size_t row_bytes, size_t scale_bytes, bool verify);
+void epi_ll_sizes(const epi_ll_shape *shape, int num_ranks, int num_local, bool verify,
+                  ep_ll_size *size);
+
+/* Memory for a shape; local. Nothing is left on failure. */
+ep_status epi_ll_new(ep_buffer *buffer, const char *call, const epi_ll_shape *shape,
+                     const int32_t *expert_rank, epi_ll **out);
+void epi_ll_hold(epi_ll *ll);
+void epi_ll_release(epi_ll *ll);
+/* The buffer forgets its low-latency memory; results keep theirs. */
+void epi_ll_drop(ep_buffer *buffer);
+
+ep_status epi_ll_back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count);
+
+/* The area of `rank` in slot `slot`, and its layout. */
+uint8_t *epi_ll_area(const epi_ll *ll, int slot, int rank);
+epi_ll_layout epi_ll_layout_at(const epi_ll *ll, int rank);
+
+void epi_ll_result_free(epi_ll_result *result);
+
+/* Ids of a [T, K] tensor, checked; -1 also for experts of masked ranks. */
+ep_status epi_ll_read_ids(const epi_ll *ll, const char *call, const ep_tensor *idx, int32_t *ids);
+
+/* Compares with the ids of dispatch. */
+ep_status epi_ll_check_ids(const epi_ll_result *result, const char *call, const ep_tensor *idx);
+
+#endif
