@@ -108,7 +108,7 @@ static void drop_unused(epi_ll *ll, epi_ll_rows *rows, const int32_t *count)
     }
 }
 
-ep_status epi_ll_back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count)
+static ep_status back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count)
 {
     epi_window *window = ll->buffer->window;
     size_t room = (size_t)ll->shape.expert_rows * rows->row_bytes, more = 0;
@@ -132,6 +132,16 @@ ep_status epi_ll_back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count)
         rows->backed[l] = need;
     }
     return EP_OK;
+}
+
+ep_status epi_ll_back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count)
+{
+    /* The window's memory changes in one thread at a time: the caller's and the worker both do it.
+     */
+    pthread_mutex_lock(&ll->buffer->pool_lock);
+    ep_status status = back_rows(ll, rows, count);
+    pthread_mutex_unlock(&ll->buffer->pool_lock);
+    return status;
 }
 
 /* ------------------------------------------------------------- setting up */
