@@ -13,7 +13,8 @@ if(ep_test_support)
   add_library(ep_test_support STATIC ${ep_test_support})
   target_link_libraries(ep_test_support PUBLIC ep_options entrepot_static PkgConfig::cmocka)
   target_include_directories(ep_test_support PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/test)
-  target_compile_definitions(ep_test_support PRIVATE EP_TEST_DATA="${PROJECT_SOURCE_DIR}/../shared/data")
+  target_compile_definitions(ep_test_support PRIVATE
+    EP_TEST_DATA="${PROJECT_SOURCE_DIR}/../shared/data" EP_COMMAND="${CMAKE_BINARY_DIR}/bin/entrepot")
 endif()
 
 foreach(source IN LISTS ep_tests)

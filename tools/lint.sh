@@ -29,7 +29,7 @@ format() {
 # Sources of a processor's instruction set need its flags; the build compiles those.
 clang_warnings() {
     sources '^(src|apps|examples|test)/.*\.c$' | grep -vE '_avx(2|512)\.c$' |
-        xargs -P "$jobs" -n 8 clang -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -Itest \
+        xargs -P "$jobs" -n 8 clang -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -Itest -Iapps \
             -DEP_TEST_DATA='""' -DEP_SOURCE_DIR='""' -DEP_COMMAND='""' -DEP_BINARY_DIR='""' \
             -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
             -Wimplicit-fallthrough -Wunreachable-code-break -Werror -fsyntax-only

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+/* ctest-timeout: 300 */
+/* `entrepot demo` and `entrepot info` as scripts see them. */
+#include "support/command.h"
+#include "support/test.h"
+
+#include <string.h>
+
+static void the_demo_checks_itself(void **state)
+{
+    (void)state;
+    command_result r = command_line("entrepot demo --ranks 3 --tokens 4 --json");
+    assert_string_equal(r.err, "");
+    assert_int_equal(r.code, 0);
+    assert_true(json_is_one_value(r.out));
+    assert_non_null(strstr(r.out, "\"check\": \"ok\""));
+    assert_int_equal((int)json_number(r.out, "experts"), 258); /* a multiple of the ranks */
+    assert_int_equal((int)json_number(r.out, "pairs"), 3 * 4 * 8);
+    assert_true(json_number(r.out, "rows") <= 3 * 3 * 4);
+    assert_true(json_number(r.out, "rows_kept_local") <= 3 * 4);
+    assert_true(json_number(r.out, "rows_not_sent_twice") ==
+                json_number(r.out, "pairs") - json_number(r.out, "rows"));
+    command_free(&r);
+}
+
+static void the_demo_prints_tables(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {
+        "T2 dispatch: router", "T2 dispatch: FP8 rows", "T3 expert", "T4 combine", "rank   1",
+        "bit for bit"};
+    command_result r = command_line("entrepot demo --ranks 2 --tokens 2");
+    assert_int_equal(r.code, 0);
+    assert_string_equal(r.err, "");
+    for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++)
+        assert_non_null(strstr(r.out, parts[i]));
+    command_free(&r);
+}
+
+static void info_lists_what_there_is(void **state)
+{
+    (void)state;
+    command_result r = command_line("entrepot info --json");
+    assert_int_equal(r.code, 0);
+    assert_string_equal(r.err, "");
+    assert_true(json_is_one_value(r.out));
+    assert_non_null(strstr(r.out, "\"version\": \"0."));
+    assert_non_null(strstr(r.out, "{\"name\": \"shm\", \"works\": true"));
+    assert_non_null(strstr(r.out, "{\"name\": \"threads\", \"works\": true"));
+    assert_non_null(strstr(r.out, "\"mpi_baseline\": "));
+    assert_true(json_number(r.out, "cores") >= 1);
+    command_free(&r);
+    r = command_line("entrepot info");
+    assert_int_equal(r.code, 0);
+    assert_non_null(strstr(r.out, "shm"));
+    command_free(&r);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_demo_checks_itself),
+        cmocka_unit_test(the_demo_prints_tables),
+        cmocka_unit_test(info_lists_what_there_is),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
