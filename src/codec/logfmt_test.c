@@ -75,6 +75,8 @@ static int grid_of(const uint16_t *x, size_t n, struct grid *g)
         amax = fmax(amax, m);
         amin = m > 0 ? fmin(amin, m) : amin;
     }
+    if (amax == 0)
+        return 0;
     g->la = log2(amax);
     g->li = fmax(log2(amin), g->la - 32);
     g->step = (g->la - g->li) / 510;

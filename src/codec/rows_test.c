@@ -241,11 +241,14 @@ static void check_copy(const struct epi_codec *c, ep_dtype dtype, size_t hidden,
     free(row);
 }
 
-/* All lengths; kinds and alignments in turn so that every combination comes up. */
+/*
+ * All lengths at random alignments and at none. Every kind of row up to 140, past
+ * a whole block; then one in turn, which keeps sanitizer builds quick.
+ */
 static void for_each_path(check_fn *check)
 {
     rng_seed(&rng, rng_env_seed(11));
-    for (int isa = 0; isa < EPI_ISA_COUNT; isa++) {
+    for (int isa = EPI_ISA_SCALAR + 1; isa < EPI_ISA_COUNT; isa++) {
         const struct epi_codec *c = epi_codec_of((enum epi_isa)isa);
         if (!c) {
             print_message("this processor lacks path %d\n", isa);
@@ -254,8 +257,9 @@ static void for_each_path(check_fn *check)
         for (size_t i = 0; i < LENGTHS; i++)
             for (size_t d = 0; d < 3; d++)
                 for (int kind = 0; kind < KINDS; kind++)
-                    check(c, dtypes[d], length(i), (enum kind)kind,
-                          kind % 2 ? 0 : rng_below(&rng, 64));
+                    if (i < 140 || kind == (int)((i + d) % KINDS))
+                        check(c, dtypes[d], length(i), (enum kind)kind,
+                              kind % 2 ? 0 : rng_below(&rng, 64));
     }
 }
 
@@ -336,8 +340,8 @@ static void quantise_reference(void **state)
     (void)state;
     static char row[1000 * 4];
     uint8_t q[1000];
-    float scales[8];
-    uint32_t words[2];
+    float scales[8] = {0};
+    uint32_t words[2] = {0};
     rng_seed(&rng, rng_env_seed(12));
     for (int round = 0; round < 30; round++) {
         ep_dtype dtype = dtypes[round % 3];
