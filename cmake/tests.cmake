@@ -74,4 +74,9 @@ if(EP_SANITIZE STREQUAL "")
   add_test(NAME check_style COMMAND ${PROJECT_SOURCE_DIR}/tools/check_style.sh)
   set_tests_properties(check_includes check_includes_self_test check_headers check_style
     PROPERTIES LABELS source)
+  if(EP_BUILD_APPS)
+    add_test(NAME install_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/install_test.sh
+      ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
+    set_tests_properties(install_test PROPERTIES LABELS cli TIMEOUT 300)
+  endif()
 endif()
