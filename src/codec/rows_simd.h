@@ -277,6 +277,7 @@ static void dequantise(const uint8_t *q, const void *scales, ep_scale kind, size
 
 /* --------------------------------------------------- sums and elementwise */
 
+#define REDUCE_AHEAD 2048 /* bytes */
 #define REDUCE_PAIRS 4 /* accumulators of one pass over the rows, in pairs */
 
 /* Elements [i, i + pairs * PAIR) of all terms. */
@@ -291,6 +292,9 @@ EPI_INLINE void reduce_columns(ep_dtype dtype, const struct epi_terms *t, bool w
         const char *row = (const char *)t->rows[r] + at;
         v_float w = v_set_f(weighted ? t->weights[r] : 1.0f);
         for (int k = 0; k < pairs; k++) {
+            /* Many rows at a time outrun the hardware's prefetcher; past a row's end lies, as a
+               rule, the row of the next token. */
+            __builtin_prefetch(row + k * bytes + REDUCE_AHEAD);
             struct pair y = load_pair(dtype, row + k * bytes);
             if (weighted) {
                 acc[k].a = v_fma_f(w, y.a, acc[k].a);
