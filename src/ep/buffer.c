@@ -5,6 +5,7 @@
 #include "ep/args.h"
 #include "ep/ll.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -76,45 +77,53 @@ static ep_status check_config(const ep_buffer_config *config)
     return EP_OK;
 }
 
-/* Ranks compare what must be equal, and learn of a rank that could not go on. */
+typedef struct offer {
+    int64_t status, max_experts, verify;
+    uint64_t window_max;
+    char text[200];
+} offer;
+
+static ep_status compare_offers(const ep_group *group, const offer *all)
+{
+    const char *call = "ep_buffer_create";
+    const offer *own = &all[group->rank];
+    for (int r = 0; r < group->num_ranks; r++) {
+        const offer *other = &all[r];
+        if (group->masked[r])
+            continue;
+        if (other->status != EP_OK)
+            return epi_fail(EP_ERR_ABORTED, "%s: rank %d failed: %s", call, r, other->text);
+        if (other->max_experts != own->max_experts)
+            return epi_disagree(call, "max_experts", group->rank, own->max_experts, r,
+                                other->max_experts);
+        if (other->verify != own->verify)
+            return epi_disagree(call, "verify", group->rank, own->verify, r, other->verify);
+        if (other->window_max != own->window_max)
+            return epi_disagree(call, "window_max_bytes", group->rank, (int64_t)own->window_max, r,
+                                (int64_t)other->window_max);
+    }
+    return EP_OK;
+}
+
+/* Ranks compare what must be equal, and learn of a rank that could not go on. It allocates
+   nothing: a rank out of memory must still be able to say so. */
 static ep_status agree(ep_group *group, const ep_buffer_config *config, ep_status mine)
 {
-    struct {
-        int64_t status, max_experts, verify;
-        uint64_t window_max;
-        char text[200];
-    } own, *all;
+    offer own;
+    char reason[EPI_ERROR_MAX];
+    const void *all;
     memset(&own, 0, sizeof own);
     own.status = mine;
     own.max_experts = config->max_experts;
     own.verify = config->verify;
     own.window_max = config->window_max_bytes;
+    snprintf(reason, sizeof reason, "%s", ep_last_error());
     if (mine != EP_OK)
-        strncpy(own.text, ep_last_error(), sizeof own.text - 1);
-    all = calloc((size_t)group->num_ranks, sizeof *all);
-    if (!all)
-        return epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
-    ep_status status = ep_group_allgather(group, &own, all, sizeof own);
-    if (mine != EP_OK) /* told the others; its own reason is the one to report */
-        status = epi_fail(mine, "%s", own.text);
-    for (int r = 0; status == EP_OK && r < group->num_ranks; r++) {
-        if (group->masked[r])
-            continue;
-        if (all[r].status != EP_OK)
-            status =
-                epi_fail(EP_ERR_ABORTED, "ep_buffer_create: rank %d failed: %s", r, all[r].text);
-        else if (all[r].max_experts != own.max_experts)
-            status = epi_disagree("ep_buffer_create", "max_experts", group->rank, own.max_experts,
-                                  r, all[r].max_experts);
-        else if (all[r].verify != own.verify)
-            status = epi_disagree("ep_buffer_create", "verify", group->rank, own.verify, r,
-                                  all[r].verify);
-        else if (all[r].window_max != own.window_max)
-            status = epi_disagree("ep_buffer_create", "window_max_bytes", group->rank,
-                                  (int64_t)own.window_max, r, (int64_t)all[r].window_max);
-    }
-    free(all);
-    return status;
+        snprintf(own.text, sizeof own.text, "%.*s", (int)sizeof own.text - 1, reason);
+    ep_status status = epi_gather(group->bootstrap, &own, sizeof own, &all);
+    if (mine != EP_OK) /* its own reason is the one to report */
+        return epi_fail(mine, "%s", reason);
+    return status == EP_OK ? compare_offers(group, all) : status;
 }
 
 static ep_status start_threads(ep_buffer *buffer)
@@ -221,7 +230,12 @@ ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_bu
     EPI_TRY(agree(group, &config, status));
     ep_buffer *buffer = new_buffer(group, &config);
     status = buffer ? EP_OK : epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
-    EPI_TRY(agree(group, &config, status));
+    status = agree(group, &config, status);
+    if (status != EP_OK) {
+        if (buffer)
+            destroy(buffer);
+        return status;
+    }
     status = open_window(buffer);
     if (status == EP_OK)
         status = start_threads(buffer);

@@ -197,6 +197,7 @@ static ep_status plan(epi_op *op)
         make_room(d, d->regions[buffer->rank].bytes);
     else if (d->has_region)
         keep_region(d, d->regions[buffer->rank].bytes);
+    EPI_TRY(epi_dispatch_reserve(d));
     if (d->any_room)
         epi_op_await(op, EPI_SLOT_ROOM, op->epoch, d->needs_room);
     return EP_OK;
@@ -240,6 +241,7 @@ static void finish(epi_op *op, ep_status status)
             epi_pool_give(&buffer->pool, d->region);
         pthread_mutex_unlock(&buffer->pool_lock);
     }
+    epi_dispatch_unreserve(d);
     epi_unexpose(buffer, &d->exposed);
     epi_experts_free(&d->experts);
     ep_handle_release(d->handle);

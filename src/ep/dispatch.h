@@ -38,12 +38,18 @@ typedef struct epi_dispatch {
     bool has_region, entered;
     size_t region; /* offset of this rank's */
     size_t offered;
-    uint8_t *scratch; /* [parts] one quantised row with its scales */
+    struct epi_owner *owner; /* of the result, until it is the caller's */
+    uint8_t *scratch;        /* [parts] one quantised row with its scales */
     size_t scratch_stride;
 } epi_dispatch;
 
 /* Moves this rank's rows to their places. */
 ep_status epi_dispatch_send(epi_dispatch *dispatch);
+
+/* Takes all memory that the result will need, while the call can still be given up on every rank.
+ */
+ep_status epi_dispatch_reserve(epi_dispatch *dispatch);
+void epi_dispatch_unreserve(epi_dispatch *dispatch);
 
 /* Everything arrived: checks it in verify mode and fills the result. */
 ep_status epi_dispatch_receive(epi_dispatch *dispatch);

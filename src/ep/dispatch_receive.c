@@ -9,12 +9,12 @@
 #include <string.h>
 
 /* Owner of a result's memory: a block of the window or of the caller's allocator. */
-typedef struct owner {
+typedef struct epi_owner {
     ep_buffer *buffer;
     bool in_window;
     size_t region;
     ep_allocator allocator;
-    void *memory;
+    void *memory;    /* of the allocator */
     int32_t small[]; /* source_offset, expert_offset, tokens_per_expert */
 } owner;
 
@@ -142,34 +142,34 @@ static ep_tensor rows_tensor(uint8_t *base, size_t offset, ep_dtype dtype, int64
     return ep_tensor_2d(base + offset, dtype, rows, columns);
 }
 
-static owner *new_owner(epi_dispatch *d)
+ep_status epi_dispatch_reserve(epi_dispatch *d)
 {
-    size_t small = (size_t)(d->handle->num_ranks + 2 * d->handle->num_local + 3);
-    owner *own = calloc(1, sizeof *own + small * sizeof(int32_t));
-    if (!own)
-        return NULL;
+    ep_handle *handle = d->handle;
+    size_t small = (size_t)(handle->num_ranks + 2 * handle->num_local + 3);
+    size_t bytes = d->regions[d->op.buffer->rank].bytes;
+    owner *own = d->owner = calloc(1, sizeof *own + small * sizeof(int32_t));
+    if (!d->cached)
+        handle->source_token = malloc(((size_t)handle->rows + 1) * sizeof(int32_t));
+    if (!own || !handle->source_token)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->op.name);
     own->buffer = d->op.buffer;
-    own->in_window = true;
-    own->region = d->region;
-    return own;
-}
-
-/* Copies the region to memory of the caller's allocator, when there is one. */
-static ep_status move_out(epi_dispatch *d, owner *own, uint8_t **base)
-{
     if (!d->has_allocator)
         return EP_OK;
-    size_t bytes = d->regions[d->op.buffer->rank].bytes;
+    own->allocator = d->allocator;
     own->memory = d->allocator.alloc(d->allocator.context, bytes ? bytes : 1);
     if (!own->memory)
         return epi_fail(EP_ERR_MEMORY, "%s: allocator->alloc returned NULL for %zu bytes",
                         d->op.name, bytes);
-    own->in_window = false;
-    own->allocator = d->allocator;
-    if (d->has_region)
-        memcpy(own->memory, *base, bytes);
-    *base = own->memory;
     return EP_OK;
+}
+
+void epi_dispatch_unreserve(epi_dispatch *d)
+{
+    owner *own = d->owner;
+    if (own && own->memory)
+        own->allocator.free(own->allocator.context, own->memory);
+    free(own);
+    d->owner = NULL;
 }
 
 static ep_tensor small_tensor(int32_t **next, const int32_t *from, int64_t count)
@@ -210,43 +210,31 @@ static void describe(const epi_dispatch *d, owner *own, uint8_t *base, ep_recv *
     recv->tokens_per_expert = small_tensor(&small, handle->expert_rows, handle->num_local);
 }
 
-static ep_status keep_sources(epi_dispatch *d)
-{
-    ep_handle *handle = d->handle;
-    const epi_region *region = &d->regions[d->op.buffer->rank];
-    if (d->cached)
-        return EP_OK;
-    handle->source_token = malloc(((size_t)handle->rows + 1) * sizeof(int32_t));
-    if (!handle->source_token)
-        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->op.name);
-    if (handle->rows)
-        memcpy(handle->source_token, region_base(d) + region->source,
-               (size_t)handle->rows * sizeof(int32_t));
-    return EP_OK;
-}
-
 ep_status epi_dispatch_receive(epi_dispatch *d)
 {
+    ep_handle *handle = d->handle;
+    owner *own = d->owner;
+    const epi_region *region = &d->regions[d->op.buffer->rank];
     uint8_t *base = region_base(d);
     fill_unused(d);
     if (d->op.buffer->config.verify)
         EPI_TRY(verify_rows(d));
-    EPI_TRY(keep_sources(d));
-    owner *own = new_owner(d);
-    ep_status status =
-        own ? move_out(d, own, &base) : epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->op.name);
-    if (status != EP_OK) {
-        free(own);
-        return status;
-    }
-    ep_recv recv = EP_RECV_INIT;
-    describe(d, own, base, &recv);
-    if (own->in_window) {
+    if (!d->cached && handle->rows)
+        memcpy(handle->source_token, base + region->source, (size_t)handle->rows * sizeof(int32_t));
+    if (own->memory) {
+        if (d->has_region)
+            memcpy(own->memory, base, region->bytes);
+        base = own->memory;
+    } else {
         own->in_window = d->has_region;
+        own->region = d->region;
         d->has_region = false; /* it is the result's now */
     }
+    d->owner = NULL;
+    ep_recv recv = EP_RECV_INIT;
+    describe(d, own, base, &recv);
     if (!d->cached)
-        recv.handle = epi_handle_hold(d->handle);
+        recv.handle = epi_handle_hold(handle);
     atomic_fetch_add(&d->op.buffer->num_objects, 1);
     size_t size = d->recv->size;
     recv.size = size;
