@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,8 +21,9 @@ struct ep_thread_world {
     int num_arrived;
     uint64_t round; /* of the all-gather under way; the last one's data stays until the next ends */
     bool *arrived;  /* [num_ranks] in this round */
-    uint8_t *data[2]; /* [num_ranks * EPI_BOOTSTRAP_MAX], by round's parity */
-    size_t bytes;     /* of this round, as its first rank says */
+    uint8_t *data[2];               /* [num_ranks * EPI_BOOTSTRAP_MAX], by round's parity */
+    char verdict[2][EPI_ERROR_MAX]; /* why that round failed, "" if it did not */
+    size_t bytes;                   /* of this round, as its first rank says */
 };
 
 typedef struct threads_bootstrap {
@@ -100,15 +102,16 @@ static bool is_missing(void *context, int rank)
     return !((const ep_thread_world *)context)->arrived[rank];
 }
 
-static ep_status fail_missing(ep_thread_world *world, int64_t timeout_ms)
+/* Called with the mutex held, as all that follow. */
+static void end_round(ep_thread_world *world)
 {
-    char ranks[128];
-    epi_rank_list(world->num_ranks, is_missing, world, ranks, sizeof ranks);
-    return epi_fail(EP_ERR_TIMEOUT, "group creation: no word from %s within %lld ms", ranks,
-                    (long long)timeout_ms);
+    memset(world->arrived, 0, (size_t)world->num_ranks * sizeof *world->arrived);
+    world->num_arrived = 0;
+    world->round++;
+    world->verdict[world->round % 2][0] = '\0';
+    pthread_cond_broadcast(&world->complete);
 }
 
-/* Called with the mutex held, as all that follow. */
 static ep_status arrive(ep_thread_world *world, int rank, const void *send, size_t bytes)
 {
     if (world->arrived[rank])
@@ -118,28 +121,28 @@ static ep_status arrive(ep_thread_world *world, int rank, const void *send, size
     world->bytes = bytes;
     memcpy(world->data[world->round % 2] + (size_t)rank * bytes, send, bytes);
     world->arrived[rank] = true;
-    if (++world->num_arrived == world->num_ranks) {
-        memset(world->arrived, 0, (size_t)world->num_ranks * sizeof *world->arrived);
-        world->num_arrived = 0;
-        world->round++;
-        pthread_cond_broadcast(&world->complete);
-    }
+    if (++world->num_arrived == world->num_ranks)
+        end_round(world);
     return EP_OK;
 }
 
-static ep_status wait_complete(ep_thread_world *world, int rank, uint64_t round, int64_t timeout_ms)
+static ep_status wait_complete(ep_thread_world *world, uint64_t round, int64_t timeout_ms)
 {
     struct timespec deadline = epi_timespec(epi_clock_ns() + timeout_ms * EPI_NS_PER_MS);
     while (world->round == round) {
         if (pthread_cond_timedwait(&world->complete, &world->mutex, &deadline) != ETIMEDOUT ||
             world->round != round)
             continue;
-        ep_status status = fail_missing(world, timeout_ms);
-        world->arrived[rank] = false; /* who comes later must not count on this rank */
-        world->num_arrived--;
-        return status;
+        /* The first to lose patience ends the round for all who wait: they see the same ranks
+           missing, and who comes later starts afresh. */
+        char ranks[128];
+        epi_rank_list(world->num_ranks, is_missing, world, ranks, sizeof ranks);
+        snprintf(world->verdict[round % 2], EPI_ERROR_MAX,
+                 "group creation: no word from %s within %lld ms", ranks, (long long)timeout_ms);
+        end_round(world);
     }
-    return EP_OK;
+    const char *verdict = world->verdict[round % 2];
+    return verdict[0] == '\0' ? EP_OK : epi_fail(EP_ERR_TIMEOUT, "%s", verdict);
 }
 
 static ep_status threads_allgather(epi_bootstrap *base, const void *send, void *recv, size_t bytes)
@@ -150,7 +153,7 @@ static ep_status threads_allgather(epi_bootstrap *base, const void *send, void *
     uint64_t round = world->round;
     ep_status status = arrive(world, base->rank, send, bytes);
     if (status == EP_OK)
-        status = wait_complete(world, base->rank, round, self->timeout_ms);
+        status = wait_complete(world, round, self->timeout_ms);
     if (status == EP_OK)
         memcpy(recv, world->data[round % 2], (size_t)world->num_ranks * bytes);
     pthread_mutex_unlock(&world->mutex);

@@ -66,8 +66,7 @@ ep_status epi_hub_fail(epi_hub *hub, ep_status status, const char *format, ...)
 ep_status epi_hub_fail_gone(epi_hub *hub, int rank)
 {
     leave(&hub->ranks[rank]);
-    return epi_hub_fail(hub, EP_ERR_RANK_DEAD,
-                        "group creation: rank %d (process %lld) has ended or given up", rank,
+    return epi_hub_fail(hub, EP_ERR_RANK_DEAD, EPI_HUB_GONE_FORMAT, rank,
                         (long long)hub->ranks[rank].pid);
 }
 

@@ -44,6 +44,7 @@ ep_status epi_hub_fail(epi_hub *hub, ep_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /* The failure of a rank whose connection closed, told to all others. */
+#define EPI_HUB_GONE_FORMAT "group creation: rank %d (process %lld) has ended or given up"
 ep_status epi_hub_fail_gone(epi_hub *hub, int rank);
 /* The failure of a call that not all ranks entered. */
 ep_status epi_hub_fail_missing(epi_hub *hub, bool (*missing)(void *hub, int rank));

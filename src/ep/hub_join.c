@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define RETRY_NS (20 * EPI_NS_PER_MS)
-#define MISMATCH_GRACE_NS EPI_NS_PER_S /* for the others to come and be told as well */
+#define GRACE_NS EPI_NS_PER_S /* once it has failed: for the others to come and be told as well */
 
 typedef struct pending {
     int fd;
@@ -30,48 +30,67 @@ typedef struct joining {
     epi_hub *hub;
     int listener;
     int num_pending;
-    int num_arrived;     /* ranks that are here, or were told of a mismatch */
-    char mismatch[160];  /* "" while ranks agree */
-    int64_t mismatch_ns; /* how long to wait for the others then */
+    int num_expected;  /* the other ranks, by the highest number that any believes in */
+    int num_arrived;   /* ranks that are here or have been */
+    ep_status verdict; /* EP_OK while all goes well */
+    char reason[160];
+    int64_t grace_ns; /* how long to wait for the others once it does not */
     pending pending[EPI_HUB_PENDING];
 } joining;
 
-/* Who has the name that we cannot bind; for the message. */
-static ep_status fail_name_taken(const epi_rendezvous_name *name)
+/* Who has the name that we cannot bind. */
+typedef struct name_holder {
+    pid_t pid; /* 0: not known */
+    uid_t uid;
+} name_holder;
+
+static void find_holder(const epi_rendezvous_name *name, name_holder *holder)
 {
-    pid_t pid = 0;
-    uid_t uid = 0;
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd >= 0 && connect(fd, (const struct sockaddr *)&name->address, name->length) == 0)
-        epi_peer_is_ours(fd, &pid, &uid);
-    if (fd >= 0)
-        close(fd);
+    if (fd < 0)
+        return;
+    if (connect(fd, (const struct sockaddr *)&name->address, name->length) == 0)
+        epi_peer_is_ours(fd, &holder->pid, &holder->uid);
+    close(fd);
+}
+
+static ep_status fail_name_taken(const epi_rendezvous_name *name, const name_holder *holder)
+{
+    char who[64] = "another process has it";
+    if (holder->pid != 0)
+        snprintf(who, sizeof who, "process %lld of user %u has it", (long long)holder->pid,
+                 (unsigned)holder->uid);
     return epi_fail(EP_ERR_SYSTEM,
-                    "rank 0 cannot take the rendezvous name \"%s\": process %lld of user %u has "
-                    "it; EP_JOB or the group's name can tell jobs apart",
-                    name->address.sun_path + 1, (long long)pid, (unsigned)uid);
+                    "rank 0 cannot take the rendezvous name \"%s\": %s; EP_JOB or the group's name "
+                    "can tell jobs apart",
+                    name->address.sun_path + 1, who);
 }
 
 static ep_status listen_at(const epi_rendezvous_name *name, int64_t deadline_ns, int *listener)
 {
+    name_holder holder = {0, 0};
     int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0)
         return epi_fail_errno(EP_ERR_SYSTEM, "creating a socket");
-    /* A group of the same name may be about to finish. */
     while (bind(fd, (const struct sockaddr *)&name->address, name->length) != 0) {
-        if (errno == EADDRINUSE && epi_clock_ns() + RETRY_NS < deadline_ns) {
+        bool taken = errno == EADDRINUSE;
+        if (taken && holder.pid == 0)
+            find_holder(name, &holder);
+        if (taken && epi_clock_ns() + RETRY_NS < deadline_ns) {
+            /* A group of the same name may be about to finish. */
             struct timespec pause = epi_timespec(RETRY_NS);
             nanosleep(&pause, NULL);
             continue;
         }
-        ep_status status = errno == EADDRINUSE ? fail_name_taken(name)
-                                               : epi_fail_errno(EP_ERR_SYSTEM, "naming a socket");
+        ep_status status = taken ? fail_name_taken(name, &holder)
+                                 : epi_fail_errno(EP_ERR_SYSTEM, "naming a socket");
         close(fd);
         return status;
     }
     if (listen(fd, SOMAXCONN) != 0) {
+        ep_status status = epi_fail_errno(EP_ERR_SYSTEM, "listening on a socket");
         close(fd);
-        return epi_fail_errno(EP_ERR_SYSTEM, "listening on a socket");
+        return status;
     }
     *listener = fd;
     return EP_OK;
@@ -109,16 +128,26 @@ static void accept_some(joining *join)
     }
 }
 
+/* The first reason to fail is the one that all are told, also those that come later. */
+static void condemn(joining *join, ep_status status, const char *reason)
+{
+    if (join->verdict != EP_OK)
+        return;
+    join->verdict = status;
+    join->grace_ns = epi_clock_ns() + GRACE_NS;
+    snprintf(join->reason, sizeof join->reason, "%s", reason);
+}
+
 static void note_mismatch(joining *join, const epi_frame *frame, int fd)
 {
-    if (join->mismatch[0] == '\0') {
-        snprintf(join->mismatch, sizeof join->mismatch,
-                 "num_ranks is %d on rank 0 but %d on rank %d", join->hub->base.num_ranks,
-                 frame->num_ranks, frame->rank);
-        join->mismatch_ns = epi_clock_ns() + MISMATCH_GRACE_NS;
-    }
-    refuse(join, fd, EP_ERR_MISMATCH, join->mismatch);
+    char reason[100];
+    snprintf(reason, sizeof reason, "num_ranks is %d on rank 0 but %d on rank %d",
+             join->hub->base.num_ranks, frame->num_ranks, frame->rank);
+    condemn(join, EP_ERR_MISMATCH, reason);
+    refuse(join, fd, join->verdict, join->reason);
     join->num_arrived++;
+    if (frame->num_ranks - 1 > join->num_expected)
+        join->num_expected = frame->num_ranks - 1;
 }
 
 /* A pending connection has said HELLO. Returns whether it is kept as that rank's. */
@@ -161,16 +190,19 @@ static void hear_pending(joining *join)
 }
 
 /* A rank that is here says nothing until it is told that all are; what can be read is its end. */
-static int find_gone(const joining *join)
+static void note_gone(joining *join)
 {
     for (int rank = 1; rank < join->hub->base.num_ranks; rank++) {
-        char byte;
-        int fd = join->hub->ranks[rank].fd;
-        ssize_t got = fd >= 0 ? recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : 1;
-        if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-            return rank;
+        hub_rank *here = &join->hub->ranks[rank];
+        char byte, reason[100];
+        ssize_t got = here->fd >= 0 ? recv(here->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) : 1;
+        if (got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR)))
+            continue;
+        snprintf(reason, sizeof reason, EPI_HUB_GONE_FORMAT, rank, (long long)here->pid);
+        condemn(join, EP_ERR_RANK_DEAD, reason);
+        close(here->fd);
+        here->fd = -1;
     }
-    return -1;
 }
 
 static bool is_absent(void *context, int rank)
@@ -194,30 +226,28 @@ static nfds_t fill_polls(const joining *join)
 static ep_status wait_for_all(joining *join)
 {
     epi_hub *hub = join->hub;
-    while (join->num_arrived < hub->base.num_ranks - 1) {
+    while (join->num_arrived < join->num_expected) {
         int64_t until = epi_hub_verdict_ns(hub);
-        if (join->mismatch[0] != '\0' && join->mismatch_ns < until)
-            until = join->mismatch_ns;
+        if (join->verdict != EP_OK && join->grace_ns < until)
+            until = join->grace_ns;
         int ms = epi_poll_ms(until);
         int ready = poll(hub->polls, fill_polls(join), ms);
         if (ready <= 0 && ms == 0)
             break;
         accept_some(join);
         hear_pending(join);
-        int gone = find_gone(join);
-        if (gone >= 0)
-            return epi_hub_fail_gone(hub, gone);
+        note_gone(join);
     }
-    if (join->mismatch[0] != '\0')
-        return epi_hub_fail(hub, EP_ERR_MISMATCH, "%s", join->mismatch);
-    if (join->num_arrived < hub->base.num_ranks - 1)
+    if (join->verdict != EP_OK)
+        return epi_hub_fail(hub, join->verdict, "%s", join->reason);
+    if (join->num_arrived < join->num_expected)
         return epi_hub_fail_missing(hub, is_absent);
     return EP_OK;
 }
 
 ep_status epi_hub_join(epi_hub *hub, const epi_rendezvous_name *name)
 {
-    joining join = {.hub = hub};
+    joining join = {.hub = hub, .num_expected = hub->base.num_ranks - 1};
     hub->deadline_ns = epi_clock_ns() + hub->timeout_ms * EPI_NS_PER_MS;
     EPI_TRY(listen_at(name, hub->deadline_ns, &join.listener));
     ep_status status = wait_for_all(&join);

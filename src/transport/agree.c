@@ -24,8 +24,10 @@ ep_status epi_agree(epi_bootstrap *bootstrap, ep_status mine)
         snprintf(own.message, sizeof own.message, "%s", ep_last_error());
     const void *all = NULL;
     ep_status status = epi_gather(bootstrap, &own, sizeof own, &all);
-    if (status != EP_OK) /* a failure of one's own is the better news */
-        return mine != EP_OK ? epi_fail(mine, "%s", own.message) : status;
+    /* One's own failure is the better news, unless it may come from the death of a rank. */
+    if (status != EP_OK)
+        return mine != EP_OK && status != EP_ERR_RANK_DEAD ? epi_fail(mine, "%s", own.message)
+                                                           : status;
 
     const report *reports = all;
     for (int rank = 0; rank < bootstrap->num_ranks; rank++) {

@@ -21,9 +21,9 @@ int64_t test_now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-static void sleep_ms(int ms)
+void test_sleep_ms(int64_t ms)
 {
-    struct timespec time = {ms / 1000, (ms % 1000) * 1000000L};
+    struct timespec time = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000L};
     nanosleep(&time, NULL);
 }
 
@@ -101,7 +101,7 @@ int test_processes_wait(test_processes *processes, int64_t wait_ms)
                     fprintf(stderr, "rank %d still runs after %lld ms\n", rank, (long long)wait_ms);
                     kill(processes->pid[rank], SIGKILL);
                 }
-        sleep_ms(1);
+        test_sleep_ms(1);
     }
     int failed = 0;
     for (int rank = 0; rank < processes->num_ranks; rank++) {

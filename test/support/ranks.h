@@ -69,5 +69,6 @@ void test_shared_free(void *memory, size_t bytes);
 
 /* Milliseconds of a monotonic clock. */
 int64_t test_now_ms(void);
+void test_sleep_ms(int64_t ms);
 
 #endif
