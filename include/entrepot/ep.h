@@ -67,8 +67,9 @@ EP_API ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *confi
 
 /**
  * Frees a buffer and its window. Waits for this rank's unfinished asynchronous
- * calls, for no other rank. Views of the window end here; handles and events
- * made from the buffer must have been released before. NULL is allowed.
+ * calls, and after low-latency calls for peers that still read from the window;
+ * for a peer that does not come on, at most the group's timeout. Views of the window end here;
+ * handles and events made from the buffer must have been released before. NULL is allowed.
  */
 EP_API void ep_buffer_destroy(ep_buffer *buffer);
 

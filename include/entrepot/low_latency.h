@@ -87,7 +87,13 @@ typedef struct ep_ll_dispatch_args {
             EP_COMPLETE_IN_BACKGROUND, NULL, NULL                                        \
     }
 
-/** A received batch; filled when the call completes, valid until ep_ll_recv_release(). */
+/**
+ * A received batch, valid until ep_ll_recv_release(). Filled when the call
+ * completes; with EP_COMPLETE_BY_HOOK already when it returns, so that tensors
+ * can be made of it, while what they hold comes with the hook. Should that fail,
+ * the result must be released all the same. All S rows of an expert may be
+ * touched, though memory is set aside only for those that arrive.
+ */
 typedef struct ep_ll_recv {
     size_t size;            /**< sizeof(ep_ll_recv), set by the caller */
     ep_tensor x;            /**< [L, S, H] BF16 or E4M3; the first count[l] rows of expert l hold
@@ -119,6 +125,14 @@ EP_API ep_status ep_ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *ar
 
 /** Declares a result unused: its memory serves the next call but one. */
 EP_API void ep_ll_recv_release(ep_ll_recv *recv);
+
+/**
+ * Lets the next call but one use a result's memory, which yet stays mapped: its
+ * tensors may be looked at and show rows of other calls by then. Combining it is
+ * EP_ERR_STATE from now on; ep_ll_recv_release() is still due. For callers that
+ * cannot tell when the last view of a result is gone. NULL is allowed.
+ */
+EP_API void ep_ll_recv_retire(ep_ll_recv *recv);
 
 /** Wire format of combined rows. */
 typedef enum ep_combine_wire {

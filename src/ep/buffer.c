@@ -253,6 +253,7 @@ void ep_buffer_destroy(ep_buffer *buffer)
     if (!buffer)
         return;
     epi_op_drain(buffer);
+    epi_ll_await_readers(buffer);
     destroy(buffer);
 }
 

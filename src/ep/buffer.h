@@ -31,6 +31,7 @@ struct ep_buffer {
     pthread_t worker;
     epi_team *team;           /* NULL: no helpers */
     struct epi_ll *ll;        /* low-latency memory of the last shape; NULL: none yet */
+    uint64_t ll_sent, ll_y;   /* last calls that let peers read tokens, and expert outputs */
     _Atomic int64_t *wait_ns; /* [R] time spent waiting for each rank, all calls together */
     _Atomic int num_objects;  /* events, handles and results alive */
 };

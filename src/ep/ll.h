@@ -78,6 +78,7 @@ typedef struct epi_ll {
 typedef struct epi_ll_result {
     epi_ll *ll;
     int slot;
+    bool retired; /* the slot serves other results, or the call failed: not to be combined */
     uint64_t epoch;
     int64_t num_tokens;
     int topk;
@@ -106,6 +107,9 @@ ep_status epi_ll_back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count);
 /* The area of `rank` in slot `slot`, and its layout. */
 uint8_t *epi_ll_area(const epi_ll *ll, int slot, int rank);
 epi_ll_layout epi_ll_layout_at(const epi_ll *ll, int rank);
+
+/* Waits, as long as for any peer, until none reads this rank's tokens or outputs any more. */
+void epi_ll_await_readers(ep_buffer *buffer);
 
 void epi_ll_result_free(epi_ll_result *result);
 

@@ -56,7 +56,7 @@ static ep_status prepare(epi_op *op)
         EPI_TRY(epi_ll_check_ids(result, op->name, &c->topk_idx));
     result->ll->last_epoch = op->epoch;
     /* What an earlier combine of this result let peers read must have been read. */
-    epi_op_await(op, EPI_SLOT_LL_Y_READ, slot_of(c)->y_epoch, NULL);
+    epi_op_await_left(op, EPI_SLOT_LL_Y_READ, slot_of(c)->y_epoch);
     return EP_OK;
 }
 
@@ -133,7 +133,7 @@ static ep_status send_outputs(epi_op *op)
     head->y_stride = stride;
     head->y_packed = packed;
     head->y_encoded = encoded;
-    slot->y_epoch = op->epoch;
+    slot->y_epoch = op->buffer->ll_y = op->epoch;
     epi_call_notify_all(op, EPI_SLOT_LL_Y);
     epi_op_await(op, EPI_SLOT_LL_Y, op->epoch, NULL);
     op->wait.cost = epi_tensor_given(&c->wait_cost) ? c->wait_cost.data : NULL;
@@ -277,6 +277,9 @@ static ep_status check_handle(const char *call, const ep_buffer *buffer, const e
                         "%s: handle is of ep_dispatch; it must be of "
                         "ep_ll_dispatch",
                         call);
+    if (handle->ll->retired)
+        return epi_fail(EP_ERR_STATE, "%s: the result of call %llu was retired, or its call failed",
+                        call, (unsigned long long)handle->ll->epoch);
     return EP_OK;
 }
 

@@ -22,14 +22,24 @@ static bool same_shape(const epi_ll_shape *a, const epi_ll_shape *b)
     return memcmp(a, b, sizeof *a) == 0;
 }
 
+/* Memory of another shape is given up once peers have read the outputs in it. */
+static ep_status compare(epi_op *op)
+{
+    epi_ll_dispatch *d = of(op);
+    const epi_ll *ll = op->buffer->ll;
+    d->shape.mask_sum = epi_call_mask_sum(op->buffer);
+    d->setup = !ll || !same_shape(&ll->shape, &d->shape);
+    if (d->setup && ll)
+        epi_op_await_left(op, EPI_SLOT_LL_Y_READ, op->buffer->ll_y);
+    return EP_OK;
+}
+
 /* Uses the memory there is, or makes some; then every rank does, as all see the same change. */
 static ep_status prepare(epi_op *op)
 {
     epi_ll_dispatch *d = of(op);
     ep_buffer *buffer = op->buffer;
-    d->shape.mask_sum = epi_call_mask_sum(buffer);
     epi_ll *ll = buffer->ll;
-    d->setup = !ll || !same_shape(&ll->shape, &d->shape);
     if (d->setup && ll && (ll->slot[0].in_use || ll->slot[1].in_use))
         return epi_fail(EP_ERR_STATE,
                         "%s: the shape (or the set of masked ranks) differs from that of a result "
@@ -95,14 +105,14 @@ static ep_status setup_done(epi_op *op)
         }
     }
     /* The slot's tokens of the call before last must have been read before they are replaced. */
-    epi_op_await(op, EPI_SLOT_LL_READ, d->ll->slot[d->slot].epoch, NULL);
+    epi_op_await_left(op, EPI_SLOT_LL_READ, d->ll->slot[d->slot].epoch);
     return EP_OK;
 }
 
 static ep_status reuse_outputs(epi_op *op)
 {
     epi_ll_dispatch *d = of(op);
-    epi_op_await(op, EPI_SLOT_LL_Y_READ, d->ll->slot[d->slot].y_epoch, NULL);
+    epi_op_await_left(op, EPI_SLOT_LL_Y_READ, d->ll->slot[d->slot].y_epoch);
     return EP_OK;
 }
 
@@ -148,7 +158,9 @@ static ep_status send_tokens(epi_op *op)
     epi_ll_head *head = (epi_ll_head *)area;
     head->epoch = op->epoch;
     head->num_tokens = d->x.shape[0];
-    slot->epoch = op->epoch;
+    slot->epoch = op->buffer->ll_sent = op->epoch;
+    if (op->eager) /* the caller looks at the result's places before the hook */
+        EPI_TRY(epi_ll_describe(d));
     epi_call_notify_all(op, EPI_SLOT_LL_SENT);
     epi_op_await(op, EPI_SLOT_LL_SENT, op->epoch, NULL);
     op->wait.cost = epi_tensor_given(&d->wait_cost) ? d->wait_cost.data : NULL;
@@ -168,17 +180,20 @@ static void finish(epi_op *op, ep_status status)
     epi_ll_dispatch *d = of(op);
     if (status == EP_OK)
         return;
-    if (d->ll)
+    if (d->ll && !(d->result && d->result->retired))
         d->ll->slot[d->slot].in_use = false;
-    epi_ll_result_free(d->result ? d->result : NULL);
+    if (d->described)
+        d->result->retired = true;
+    else
+        epi_ll_result_free(d->result);
     if (d->ll && op->buffer->ll == d->ll)
         epi_ll_drop(op->buffer); /* the next call sets memory up anew, on every rank */
     epi_ll_release(d->ll);
 }
 
-static const epi_stage stages[] = {prepare,     setup_enter, setup_done, reuse_outputs,
-                                   send_tokens, receive,     NULL};
-#define EAGER_STAGES 5
+static const epi_stage stages[] = {compare,       prepare,     setup_enter, setup_done,
+                                   reuse_outputs, send_tokens, receive,     NULL};
+#define EAGER_STAGES 6
 
 /* ------------------------------------------------------------- checks */
 

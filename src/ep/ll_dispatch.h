@@ -16,11 +16,15 @@ typedef struct epi_ll_dispatch {
     epi_ll *ll; /* held */
     int slot;
     epi_ll_result *result;
+    bool described; /* recv holds the result, which is the caller's to release */
 } epi_ll_dispatch;
 
 /* Makes a result that holds `ll`. */
 ep_status epi_ll_result_new(epi_ll *ll, int slot, uint64_t epoch, int64_t num_tokens,
                             epi_ll_result **result);
+
+/* Fills recv: places are known before rows arrive. From then on it holds the result. */
+ep_status epi_ll_describe(epi_ll_dispatch *dispatch);
 
 /* Everybody's tokens can be read: packs this rank's rows and fills the result. */
 ep_status epi_ll_receive(epi_ll_dispatch *dispatch);

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "codec/rows.h"
 #include "ep/args.h"
+#include "ep/wait.h"
 
 #include <stdlib.h>
 
@@ -154,6 +155,27 @@ static ep_status take(ep_buffer *buffer, epi_pool *pool, size_t bytes, size_t *o
     return status;
 }
 
+static size_t end_of(const epi_ll *ll, const epi_ll_rows *rows)
+{
+    return rows->base +
+           (size_t)ll->experts.num_local * (size_t)ll->shape.expert_rows * rows->row_bytes;
+}
+
+/* Backs the last page: a caller that looks at all S rows of an expert must find memory, or a hole
+   that the system fills, but not the end of a file. */
+static ep_status reach_end(epi_ll *ll, const epi_ll_rows *rows)
+{
+    epi_window *window = ll->buffer->window;
+    size_t end = end_of(ll, rows);
+    if (end == rows->base)
+        return EP_OK;
+    pthread_mutex_lock(&ll->buffer->pool_lock);
+    ep_status status = window->transport->ops->window_back(window, (end - 1) / PAGE * PAGE,
+                                                           (end + PAGE - 1) / PAGE * PAGE);
+    pthread_mutex_unlock(&ll->buffer->pool_lock);
+    return status;
+}
+
 static ep_status new_rows(epi_ll *ll, epi_ll_rows *rows, size_t row_bytes)
 {
     size_t local = (size_t)ll->experts.num_local;
@@ -166,8 +188,9 @@ static ep_status new_rows(epi_ll *ll, epi_ll_rows *rows, size_t row_bytes)
     if (status != EP_OK) {
         free(rows->backed);
         rows->backed = NULL;
+        return status;
     }
-    return status;
+    return reach_end(ll, rows);
 }
 
 static ep_status new_slot(epi_ll *ll, epi_ll_slot *slot)
@@ -188,7 +211,10 @@ static void free_rows(epi_ll *ll, epi_ll_rows *rows)
 {
     if (!rows->backed)
         return;
-    drop_unused(ll, rows, NULL);
+    epi_window *window = ll->buffer->window;
+    size_t from = (rows->base + PAGE - 1) / PAGE * PAGE, to = end_of(ll, rows) / PAGE * PAGE;
+    if (from < to) /* also what the caller touched past the rows */
+        window->transport->ops->window_drop(window, from, to);
     epi_pool_give(&ll->buffer->sparse_pool, rows->base);
     free(rows->backed);
 }
@@ -264,6 +290,34 @@ ep_status epi_ll_new(ep_buffer *buffer, const char *call, const epi_ll_shape *sh
     }
     *out = ll;
     return EP_OK;
+}
+
+/* ------------------------------------------------------------- readers */
+
+static bool still_reads(void *context, int rank)
+{
+    const ep_buffer *buffer = context;
+    const epi_window *window = buffer->window;
+    uint64_t last = buffer->ll_sent > buffer->ll_y ? buffer->ll_sent : buffer->ll_y;
+    return rank != buffer->rank && epi_buffer_progress(buffer, rank) <= last &&
+           (epi_slot_load(window, rank, EPI_SLOT_LL_READ) < buffer->ll_sent ||
+            epi_slot_load(window, rank, EPI_SLOT_LL_Y_READ) < buffer->ll_y);
+}
+
+static bool nobody_reads(void *context)
+{
+    const ep_buffer *buffer = context;
+    for (int r = 0; r < buffer->num_ranks; r++)
+        if (!buffer->group->masked[r] && still_reads(context, r))
+            return false;
+    return true;
+}
+
+void epi_ll_await_readers(ep_buffer *buffer)
+{
+    if (buffer->ll_sent && !nobody_reads(buffer)) /* whoever does not come cannot read either */
+        (void)epi_wait(buffer->group, buffer->window, "ep_buffer_destroy", buffer->epoch,
+                       nobody_reads, still_reads, buffer, 0);
 }
 
 void epi_ll_result_free(epi_ll_result *result)

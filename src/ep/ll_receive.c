@@ -256,8 +256,10 @@ static ep_tensor scales_tensor(const epi_ll *ll, const epi_ll_slot *slot)
     return tensor;
 }
 
-static ep_status describe(epi_ll_dispatch *d)
+ep_status epi_ll_describe(epi_ll_dispatch *d)
 {
+    if (d->described)
+        return EP_OK;
     epi_ll *ll = d->ll;
     epi_ll_slot *slot = &ll->slot[d->slot];
     epi_ll_result *result = d->result;
@@ -285,6 +287,7 @@ static ep_status describe(epi_ll_dispatch *d)
     size_t size = d->recv->size;
     recv.size = size;
     memcpy(d->recv, &recv, size < sizeof recv ? size : sizeof recv);
+    d->described = true;
     return EP_OK;
 }
 
@@ -309,10 +312,25 @@ ep_status epi_ll_receive(epi_ll_dispatch *d)
         for (int l = 0; l < d->ll->experts.num_local; l++)
             tokens[l * d->expert_tokens.stride[0]] += d->result->count[l];
     }
-    EPI_TRY(describe(d));
+    EPI_TRY(epi_ll_describe(d));
     epi_ll_release(d->ll); /* the result holds it */
     d->ll = NULL;
     return EP_OK;
+}
+
+/* Gives the slot to other results, once. */
+static void retire(epi_ll_result *result)
+{
+    if (!result->retired)
+        result->ll->slot[result->slot].in_use = false;
+    result->retired = true;
+}
+
+void ep_ll_recv_retire(ep_ll_recv *recv)
+{
+    ep_handle *handle = recv ? recv->owner : NULL;
+    if (handle)
+        retire(handle->ll);
 }
 
 void ep_ll_recv_release(ep_ll_recv *recv)
@@ -321,7 +339,7 @@ void ep_ll_recv_release(ep_ll_recv *recv)
         return;
     ep_handle *handle = recv->owner;
     if (handle) {
-        handle->ll->ll->slot[handle->ll->slot].in_use = false;
+        retire(handle->ll);
         ep_handle_release(handle);
     }
     ep_ll_recv empty = EP_LL_RECV_INIT;

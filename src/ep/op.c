@@ -17,6 +17,12 @@ void epi_op_await(epi_op *op, int slot, uint64_t value, const bool *from)
     op->wait = (epi_wait_for){.active = true, .slot = slot, .value = value, .from = from};
 }
 
+void epi_op_await_left(epi_op *op, int slot, uint64_t value)
+{
+    epi_op_await(op, slot, value, NULL);
+    op->wait.or_past = true;
+}
+
 void epi_op_await_entered(epi_op *op, uint64_t epoch)
 {
     op->wait = (epi_wait_for){.active = true, .entered = true, .value = epoch};
@@ -36,7 +42,8 @@ static bool has_arrived(const epi_op *op, int source)
         return true;
     uint64_t seen = wait->entered ? epi_buffer_progress(op->buffer, source)
                                   : epi_slot_load(op->buffer->window, source, wait->slot);
-    return seen >= wait->value;
+    return seen >= wait->value ||
+           (wait->or_past && epi_buffer_progress(op->buffer, source) > wait->value);
 }
 
 static int64_t now_ns(const epi_op *op)

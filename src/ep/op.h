@@ -19,6 +19,7 @@ typedef ep_status (*epi_stage)(epi_op *op);
 typedef struct epi_wait_for {
     bool active;
     bool entered; /* instead of `slot`: the peer is at call `value` or later */
+    bool or_past; /* beside `slot`: the peer is past call `value`, which failed there */
     int slot;
     uint64_t value;
     const bool *from; /* [num_ranks] which ranks; NULL: all. Masked ones are never waited for. */
@@ -52,6 +53,8 @@ struct epi_op {
 /* Leaves a condition that the driver waits for before the next stage. */
 void epi_op_await(epi_op *op, int slot, uint64_t value, const bool *from);
 void epi_op_await_entered(epi_op *op, uint64_t epoch);
+/* Until every rank has raised `slot` to `value` or is in a later call. */
+void epi_op_await_left(epi_op *op, int slot, uint64_t value);
 
 /*
  * Takes a call, whose object it owns from now on: runs it now, or with `event`
