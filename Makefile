@@ -6,12 +6,13 @@ JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
 RANKS ?= 8
 
-.PHONY: help demo build test test-asan test-tsan bench lint install clean
+.PHONY: help demo build test test-asan test-tsan test-torch bench lint install clean
 
 help:
 	@echo "make demo     build and run an MoE layer over $(RANKS) ranks on this machine, checked"
 	@echo "make build    release build in build/release"
 	@echo "make test     every test that needs no special hardware, also under sanitizers"
+	@echo "make test-torch  the Python tests with torch, which it installs (gigabytes)"
 	@echo "make bench    measured figures of this machine"
 	@echo "make lint     format, static checks, house rules"
 	@echo "make install  library, headers, command, man pages to PREFIX=$(PREFIX)"
@@ -27,6 +28,7 @@ demo: build
 
 test:
 	@tools/setup.sh test
+	@tools/python_env.sh
 	tools/test.sh default asan tsan
 
 test-asan:
@@ -36,6 +38,14 @@ test-asan:
 test-tsan:
 	@tools/setup.sh test
 	tools/test.sh tsan
+
+# The Python tests once more, with torch's CPU tensors; downloads torch, some gigabytes, once.
+test-torch:
+	@tools/setup.sh test
+	@tools/python_env.sh torch
+	cmake --preset default && cmake --build --preset default -j $(JOBS) --target entrepot
+	EP_LIBRARY=$(CURDIR)/build/default/lib/libentrepot.so \
+	    build/python-torch/bin/python -m pytest -q -p no:cacheprovider bindings/python/tests
 
 bench:
 	@tools/setup.sh build bench

@@ -1,0 +1,4 @@
+# SPDX-License-Identifier: MIT
+from .event import EventHandle, EventOverlap
+
+__all__ = ["EventHandle", "EventOverlap"]

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+"""Completion of calls that go on after they returned."""
+
+from typing import Any, Callable, Generic, Optional, Tuple, TypeVar
+
+from ._lib import lib, raise_status
+from ._owner import Owner
+
+T = TypeVar("T")
+_OK, _IN_PROGRESS = 0, 1
+
+
+class Event(Generic[T]):
+    """A call in progress.
+
+    `wait()` returns the call's result, or raises its error. Inputs and outputs
+    of the call are kept alive until then. Dropping an event waits for its call.
+    """
+
+    __slots__ = (
+        "_pointer",
+        "_owner",
+        "_finish",
+        "_keep",
+        "_early",
+        "_result",
+        "_done",
+        "__weakref__",
+    )
+
+    def __init__(
+        self, owner: Owner, pointer: int, finish: Callable[[], T], keep: Any, early: bool = False
+    ):
+        self._owner = owner
+        owner.adopt()
+        self._pointer: Optional[int] = pointer
+        self._finish: Optional[Callable[[], T]] = finish
+        self._keep = keep
+        self._early = early
+        self._result: Optional[T] = None
+        self._done = False
+
+    @property
+    def pointer(self) -> Optional[int]:
+        """The ep_event while the call may be unfinished, else None."""
+        return self._pointer
+
+    def wait(self) -> T:
+        """Waits for the call; may be called again. Bounded by the group's timeout."""
+        if not self._done:
+            with self._owner.lock:
+                status = lib.ep_event_wait(self._pointer)
+                if status:
+                    raise_status(status)
+            self._complete()
+        return self._result  # type: ignore[return-value]
+
+    def done(self) -> bool:
+        """Whether wait() would return at once. On a buffer without threads it also advances
+        the call. Raises the call's error."""
+        if not self._done:
+            with self._owner.lock:
+                status = lib.ep_event_query(self._pointer)
+                if status not in (_OK, _IN_PROGRESS):
+                    raise_status(status)
+            if status == _IN_PROGRESS:
+                return False
+            self._complete()
+        return True
+
+    def outputs(self) -> T:
+        """What wait() will return, before it is filled: of combine, and of low-latency calls
+        with a hook, which know their outputs from the start."""
+        if not self._early and not self._done:
+            raise ValueError("this call knows its outputs only when it is done; use wait()")
+        return self._take()
+
+    def _take(self) -> T:
+        finish, self._finish = self._finish, None
+        if finish is not None:
+            self._result = finish()
+        return self._result  # type: ignore[return-value]
+
+    def _complete(self) -> None:
+        self._take()
+        self._done = True
+        self._release()
+
+    def __del__(self) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        pointer, self._pointer = self._pointer, None
+        if pointer:
+            self._owner.release(_end, (pointer, self._finish, self._keep))
+            self._keep = None
+
+
+def _end(call: Tuple[int, Optional[Callable[[], Any]], Any]) -> None:
+    """Waits for a call and frees its event; a result that nobody took is made and dropped."""
+    pointer, finish, _ = call
+    status = lib.ep_event_wait(pointer)
+    lib.ep_event_release(pointer)
+    if status == _OK and finish is not None:
+        finish()

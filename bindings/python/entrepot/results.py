@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""What calls return: handles, received rows, received low-latency batches."""
+
+import ctypes
+from ctypes import byref
+from typing import Any, Callable, List, Optional
+
+import numpy as np
+
+from . import _abi
+from ._abi import DType
+from ._lib import check, lib
+from ._owner import Owner
+from ._tensor import NUMPY, Kind, view
+
+_I32 = int(DType.I32)
+
+
+class Handle:
+    """What a dispatch settled: for combine, cached dispatch and backward.
+
+    Its arrays are NumPy views of host memory that live as long as the handle.
+    """
+
+    def __init__(self, owner: Owner, pointer: int, rows: int):
+        self._owner = owner
+        owner.adopt()
+        self.pointer: Optional[int] = pointer
+        #: rows of the result, unused ones of worst-case mode and padding included
+        self.rows = rows
+        self._info: Optional[_abi.HandleInfo] = None
+
+    @property
+    def info(self) -> _abi.HandleInfo:
+        """The ep_handle_info."""
+        if self._info is None:
+            info = _abi.HandleInfo()
+            check(lib.ep_handle_query(self.pointer, byref(info)))
+            self._info = info
+        return self._info
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens this rank sent."""
+        return self.info.num_tokens
+
+    @property
+    def num_rows(self) -> int:
+        """Rows this rank received."""
+        return self.info.num_rows
+
+    @property
+    def num_experts(self) -> int:
+        return self.info.num_experts
+
+    @property
+    def topk(self) -> int:
+        return self.info.topk
+
+    def _array(self, pointer: Optional[int], *shape: int) -> np.ndarray:
+        tensor = _abi.Tensor(data=pointer, dtype=_I32, ndim=len(shape))
+        step = 1
+        for i in reversed(range(len(shape))):
+            tensor.shape[i], tensor.stride[i] = shape[i], step
+            step *= shape[i]
+        return view(tensor, NUMPY, self)
+
+    @property
+    def rows_between(self) -> np.ndarray:
+        """[R, R] int32: rows that rank i sent to rank j."""
+        info = self.info
+        return self._array(info.rows_between, info.num_ranks, info.num_ranks)
+
+    @property
+    def send_rank(self) -> np.ndarray:
+        """[T, K] int32 where each token's rows went, -1: nowhere. By token: its ranks ascending,
+        then -1; by expert: by top-k place."""
+        info = self.info
+        return self._array(info.send_rank, info.num_tokens, info.topk)
+
+    @property
+    def send_row(self) -> np.ndarray:
+        """[T, K] int32 the row there, beside send_rank."""
+        info = self.info
+        return self._array(info.send_row, info.num_tokens, info.topk)
+
+    @property
+    def source_token(self) -> np.ndarray:
+        """[rows] int32 index of each row's token at its source."""
+        return self._array(self.info.source_token, self.rows)
+
+    def __del__(self) -> None:
+        pointer, self.pointer = self.pointer, None
+        if pointer:
+            self._owner.release(lib.ep_handle_release, pointer)
+
+
+class _Region:
+    """Memory of one result; given back when the last view of it is gone."""
+
+    def __init__(self, owner: Owner, recv: Any, release: Callable[[Any], None]):
+        self._owner = owner
+        owner.adopt()
+        self.recv = recv
+        self._release: Optional[Callable[[Any], None]] = release
+
+    def release(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            self._owner.release(release, self.recv)
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _release_recv(recv: _abi.Recv) -> None:
+    lib.ep_recv_release(byref(recv))
+
+
+def _release_ll_recv(recv: _abi.LlRecv) -> None:
+    lib.ep_ll_recv_release(byref(recv))
+
+
+class _Field:
+    """A tensor of a result, made when it is first looked at."""
+
+    def __init__(self, doc: str):
+        self.__doc__ = doc
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, _: Optional[type] = None) -> Any:
+        if instance is None:
+            return self
+        region = instance._region
+        value = view(getattr(region.recv, self._name), instance._kind, region)
+        instance.__dict__[self._name] = value
+        return value
+
+
+class Received:
+    """What a rank received from a dispatch.
+
+    The arrays are views of the rank's window, of the same library as the
+    input; the memory is given back when the last of them is gone.
+    """
+
+    x = _Field("[rows, H] received rows")
+    scales = _Field("[rows, ceil(H/128)] float32, or [rows, ceil(H/512)] int32 of four exponents")
+    topk_idx = _Field("[rows, K] local expert ids, -1 where the expert is elsewhere")
+    topk_weights = _Field("[rows, K] float32, 0 where topk_idx is -1")
+    source_token = _Field("[rows] int32 index of the token at its source")
+    source_offset = _Field("[R + 1] int32 first row of each source rank")
+    expert_offset = _Field("[L + 1] int32 first row of each expert's group, rows by expert only")
+
+    def __init__(self, owner: Owner, recv: _abi.Recv, kind: Kind, handle: Optional[Handle]):
+        self._region = _Region(owner, recv, _release_recv)
+        self._kind = kind
+        #: for combine, cached dispatch and backward
+        self.handle = Handle(owner, recv.handle, recv.x.shape[0]) if handle is None else handle
+        #: rows that hold a token
+        self.num_rows: int = recv.num_rows
+
+    @property
+    def tokens_per_expert(self) -> List[int]:
+        """Rows of each local expert, rounded up to the alignment."""
+        return host_list(self._region.recv.tokens_per_expert)
+
+
+def host_list(tensor: _abi.Tensor) -> List[int]:
+    """Values of an int32 tensor in host memory."""
+    n = tensor.shape[0] if tensor.ndim else 0
+    return (ctypes.c_int32 * n).from_address(tensor.data)[:] if n else []
+
+
+class LlReceived:
+    """A received low-latency batch: views of memory that serves the next call but one."""
+
+    x = _Field("[L, S, H]; the first count[l] rows of expert l hold tokens")
+    scales = _Field("[L, S, ceil(H/128)] float32, or [L, S, ceil(H/512)] int32 of four exponents")
+    count = _Field("[L] int32 rows of each local expert")
+    source_token = _Field("[L, S] int32 token index at its source")
+    source_range = _Field("[L, R] int64 first row << 32 | rows, of each source rank")
+    dropped = _Field("[L] int32 rows dropped")
+
+    def __init__(self, owner: Owner, recv: _abi.LlRecv, kind: Kind):
+        self._region = _Region(owner, recv, _release_ll_recv)
+        self._owner = owner
+        self._kind = kind
+        self.handle: Optional[int] = recv.handle
+
+    def retire(self) -> None:
+        """Lets the next call but one use the memory, although arrays of it may still be held:
+        they then show rows of other calls. The result can no longer be combined."""
+        if self.handle is not None:
+            self.handle = None
+            with self._owner.lock:
+                lib.ep_ll_recv_retire(byref(self._region.recv))
