@@ -98,6 +98,45 @@ typedef struct ep_buffer_info {
 /** Fills `info` up to its size. Local. */
 EP_API ep_status ep_buffer_query(const ep_buffer *buffer, ep_buffer_info *info);
 
+/* ------------------------------------------------------------- diagnosis */
+
+/**
+ * Time this rank's calls on the buffer have spent waiting for each rank, all
+ * calls of both modes since the last reset: who is late. Local.
+ *
+ * @param ns     [R] nanoseconds
+ * @param reset  not 0: counting starts anew
+ */
+EP_API ep_status ep_buffer_wait_cost(ep_buffer *buffer, int64_t *ns, int32_t reset);
+
+/**
+ * The wait costs of all ranks; collective among those not masked.
+ *
+ * @param ns     [R * R] nanoseconds that rank i waited for rank j at [i * R + j]; rows of masked
+ *               ranks are 0
+ * @param reset  as above, on this rank
+ * @return errors of ep_group_allgather
+ */
+EP_API ep_status ep_buffer_wait_matrix(ep_buffer *buffer, int64_t *ns, int32_t reset);
+
+/** One phase of one call of one rank: work of its own, or a wait for peers. */
+typedef struct ep_trace_event {
+    size_t size; /**< sizeof(ep_trace_event) of the library */
+    int32_t rank;
+    uint64_t call;     /**< its number on the buffer, the same on every rank */
+    const char *name;  /**< of the call, "ep_dispatch"; static, as the next */
+    const char *phase; /**< "send", "wait for rows" and the like */
+    int64_t begin_ns;  /**< on the monotonic clock of the machine */
+    int64_t end_ns;
+} ep_trace_event;
+
+/** Called by whichever thread runs the call, in the midst of it: it should only take a note. */
+typedef void (*ep_trace_fn)(void *context, const ep_trace_event *event);
+
+/** Has `trace` called after every phase of this rank's calls; NULL ends that. To be called while no
+    call of the buffer is under way. */
+EP_API ep_status ep_buffer_set_trace(ep_buffer *buffer, ep_trace_fn trace, void *context);
+
 /* ------------------------------------------------------------ capacities */
 
 /** Wire format of dispatched rows. */

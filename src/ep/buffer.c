@@ -150,7 +150,7 @@ static void destroy(ep_buffer *buffer)
     }
     epi_team_destroy(buffer->team);
     if (buffer->window) {
-        epi_ll_drop(buffer);
+        epi_ll_destroy(buffer);
         epi_pool_destroy(&buffer->pool);
         epi_pool_destroy(&buffer->sparse_pool);
         buffer->window->transport->ops->window_destroy(buffer->window);
@@ -253,7 +253,6 @@ void ep_buffer_destroy(ep_buffer *buffer)
     if (!buffer)
         return;
     epi_op_drain(buffer);
-    epi_ll_await_readers(buffer);
     destroy(buffer);
 }
 

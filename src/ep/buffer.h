@@ -23,23 +23,28 @@ struct ep_buffer {
 
     pthread_mutex_t lock; /* guards the queue and the epoch */
     pthread_cond_t work, done;
-    epi_op *head, *tail; /* calls not completed, in order */
-    bool running;        /* some thread runs the head */
+    epi_op *head, *tail;     /* calls not completed, in order */
+    epi_op *oldest, *newest; /* likewise with those that hooks complete */
+    bool running;            /* some thread runs the head */
     bool stop;
     uint64_t epoch;
     bool has_worker;
     pthread_t worker;
-    epi_team *team;           /* NULL: no helpers */
-    struct epi_ll *ll;        /* low-latency memory of the last shape; NULL: none yet */
-    uint64_t ll_sent, ll_y;   /* last calls that let peers read tokens, and expert outputs */
+    epi_team *team;        /* NULL: no helpers */
+    struct epi_ll *ll;     /* low-latency memory of the last shape; NULL: none yet */
+    struct epi_ll *ll_old; /* memory of earlier ones that peers may still read; under pool_lock */
+    size_t sparse_bytes;   /* backed in sparse_pool; under pool_lock */
+    _Atomic uint64_t ll_live[2]; /* calls whose results are alive; 0: none */
+    ep_trace_fn trace;           /* NULL: not traced */
+    void *trace_context;
     _Atomic int64_t *wait_ns; /* [R] time spent waiting for each rank, all calls together */
     _Atomic int num_objects;  /* events, handles and results alive */
 };
 
-/* Mail that `source` wrote to `owner` about call `epoch`, as seen from this rank. */
 /* Bytes at the head of a window that hold no rows; max_experts 0 is the default. */
 size_t epi_control_area_bytes(int num_ranks, int64_t max_experts);
 
+/* Mail that `source` wrote to `owner` about call `epoch`, as seen from this rank. */
 epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, uint64_t epoch);
 
 /* The call's number that `source` is certainly at, or past. */

@@ -54,7 +54,8 @@ static ep_status check_epochs(epi_op *op)
     return EP_OK;
 }
 
-ep_status epi_call_agree(epi_op *op)
+ep_status epi_call_compare(const char *call, int rank_a, const int64_t *a, int rank_b,
+                           const int64_t *b)
 {
     static const char *const names[EPI_NUM_AGREED] = {
         [EPI_AGREED_CALL] = "the call (1 dispatch, 2 combine, 3 low-latency setup)",
@@ -74,20 +75,23 @@ ep_status epi_call_agree(epi_op *op)
         [EPI_AGREED_EXPERT_ROWS] = "max_expert_rows",
         [EPI_AGREED_OVERFLOW] = "overflow (ep_overflow)",
     };
+    for (int i = 0; i < EPI_NUM_AGREED; i++)
+        if (a[i] != b[i])
+            return epi_disagree(call, names[i], rank_a, a[i], rank_b, b[i]);
+    return EP_OK;
+}
+
+ep_status epi_call_agree(epi_op *op)
+{
     const ep_buffer *buffer = op->buffer;
     EPI_TRY(check_epochs(op));
     int first = 0;
     while (buffer->group->masked[first])
         first++;
     const int64_t *want = epi_call_mail(op, first)->mail.agreed;
-    for (int i = 0; i < EPI_NUM_AGREED; i++)
-        for (int r = first + 1; r < buffer->num_ranks; r++) {
-            if (buffer->group->masked[r])
-                continue;
-            int64_t have = epi_call_mail(op, r)->mail.agreed[i];
-            if (have != want[i])
-                return epi_disagree(op->name, names[i], first, want[i], r, have);
-        }
+    for (int r = first + 1; r < buffer->num_ranks; r++)
+        if (!buffer->group->masked[r])
+            EPI_TRY(epi_call_compare(op->name, first, want, r, epi_call_mail(op, r)->mail.agreed));
     return EP_OK;
 }
 

@@ -22,6 +22,10 @@ const epi_mailbox *epi_call_mail(const epi_op *op, int source);
 /* Everybody entered: compares what must be equal. The same error on every rank. */
 ep_status epi_call_agree(epi_op *op);
 
+/* EP_ERR_MISMATCH names the first argument in which two ranks' mail differs. */
+ep_status epi_call_compare(const char *call, int rank_a, const int64_t *a, int rank_b,
+                           const int64_t *b);
+
 /* A number that tells sets of masked ranks apart. */
 int64_t epi_call_mask_sum(const ep_buffer *buffer);
 

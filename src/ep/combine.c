@@ -57,9 +57,7 @@ static ep_status reduce(epi_op *op)
     EPI_TRY(epi_call_agree(op));
     EPI_TRY(epi_combine_reduce(of(op)));
     /* A rank that gave up meanwhile may have reused the memory just read. */
-    for (int r = 0; r < op->buffer->num_ranks; r++)
-        if (!op->buffer->group->masked[r] && epi_op_gave_up(op->buffer, r, op->epoch))
-            return epi_op_aborted(op, r);
+    EPI_TRY(epi_op_check_given_up(op));
     epi_call_notify_all(op, EPI_SLOT_LEAVE);
     epi_op_await(op, EPI_SLOT_LEAVE, op->epoch, NULL);
     return EP_OK;
@@ -74,7 +72,8 @@ static void finish(epi_op *op, ep_status status)
     ep_handle_release(c->handle);
 }
 
-static const epi_stage stages[] = {prepare, enter, reduce, NULL};
+static const epi_stage stages[] = {
+    {prepare, "prepare"}, {enter, "enter"}, {reduce, "reduce"}, {NULL, NULL}};
 
 /* ------------------------------------------------------------- checks */
 

@@ -252,7 +252,8 @@ static void finish(epi_op *op, ep_status status)
     free(d->scratch);
 }
 
-static const epi_stage stages[] = {prepare, enter, plan, send_rows, receive, NULL};
+static const epi_stage stages[] = {{prepare, "prepare"}, {enter, "enter"},     {plan, "plan"},
+                                   {send_rows, "send"},  {receive, "receive"}, {NULL, NULL}};
 
 /* ------------------------------------------------------------- checks */
 

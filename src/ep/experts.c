@@ -23,6 +23,24 @@ static ep_status check_table(const char *call, int64_t count, const int32_t *exp
     return EP_OK;
 }
 
+static int64_t sum_table(const int32_t *expert_rank, int64_t count)
+{
+    if (!expert_rank)
+        return 0;
+    return (int64_t)epi_checksum(expert_rank, (size_t)count * sizeof *expert_rank) | 1;
+}
+
+ep_status epi_experts_check(const char *call, int64_t count, const int32_t *expert_rank,
+                            int num_ranks, int rank, int *num_local, int64_t *table_sum)
+{
+    EPI_TRY(check_table(call, count, expert_rank, num_ranks));
+    *num_local = expert_rank ? 0 : (int)(count / num_ranks);
+    for (int64_t e = 0; expert_rank && e < count; e++)
+        *num_local += expert_rank[e] == rank;
+    *table_sum = sum_table(expert_rank, count);
+    return EP_OK;
+}
+
 ep_status epi_experts_init(epi_experts *experts, const char *call, int64_t count,
                            const int32_t *expert_rank, int num_ranks, int rank)
 {
@@ -44,8 +62,7 @@ ep_status epi_experts_init(epi_experts *experts, const char *call, int64_t count
         experts->local[e] = next[experts->rank[e]]++;
     }
     experts->num_local = next[rank];
-    if (expert_rank)
-        experts->table_sum = (int64_t)epi_checksum(expert_rank, n * sizeof(int32_t)) | 1;
+    experts->table_sum = sum_table(expert_rank, count);
     free(next);
     return EP_OK;
 }

@@ -7,18 +7,26 @@
 
 #include <stdlib.h>
 
-ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk)
+ep_handle *epi_handle_new_bare(ep_buffer *buffer)
 {
     ep_handle *handle = calloc(1, sizeof *handle);
     if (!handle)
         return NULL;
-    size_t links = (size_t)(num_tokens * topk), ranks = (size_t)buffer->num_ranks;
     handle->buffer = buffer;
     handle->num_ranks = buffer->num_ranks;
-    handle->num_tokens = num_tokens;
-    handle->topk = topk;
     atomic_init(&handle->holders, 1);
     atomic_fetch_add(&buffer->num_objects, 1);
+    return handle;
+}
+
+ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk)
+{
+    ep_handle *handle = epi_handle_new_bare(buffer);
+    if (!handle)
+        return NULL;
+    size_t links = (size_t)(num_tokens * topk), ranks = (size_t)buffer->num_ranks;
+    handle->num_tokens = num_tokens;
+    handle->topk = topk;
     handle->send_rank = malloc((links + 1) * sizeof(int32_t));
     handle->send_row = malloc((links + 1) * sizeof(int32_t));
     handle->rows_between = calloc(ranks * ranks, sizeof(int32_t));

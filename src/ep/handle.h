@@ -29,6 +29,8 @@ struct ep_handle {
 };
 
 ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk);
+/* Without arrays, for a result of the low-latency mode, which has its own. */
+ep_handle *epi_handle_new_bare(ep_buffer *buffer);
 ep_handle *epi_handle_hold(ep_handle *handle);
 
 /* Which rank owns an expert, and which of its experts it is. */
@@ -40,6 +42,9 @@ typedef struct epi_experts {
     int32_t *local;    /* [E] */
 } epi_experts;
 
+/* What epi_experts_init would find wrong with a table, or set of these; local. */
+ep_status epi_experts_check(const char *call, int64_t count, const int32_t *expert_rank,
+                            int num_ranks, int rank, int *num_local, int64_t *table_sum);
 ep_status epi_experts_init(epi_experts *experts, const char *call, int64_t count,
                            const int32_t *expert_rank, int num_ranks, int rank);
 void epi_experts_free(epi_experts *experts);

@@ -5,6 +5,9 @@
  * Each receiver reads from there straight into the packed result. Combine is the
  * mirror: expert outputs stay at the expert's rank, which publishes where its
  * rows of each source begin, and the token's owner reads and sums them.
+ *
+ * What peers may still read is never written over or freed before DONE says that
+ * they have ended the call they read it for.
  */
 #ifndef EPI_EP_LL_H
 #define EPI_EP_LL_H
@@ -13,17 +16,20 @@
 #include "ep/call.h"
 #include "ep/handle.h"
 
+#define EPI_LL_MAX_TOKENS (INT64_C(1) << 20)
+#define EPI_LL_MAX_ROWS ((int64_t)INT32_MAX) /* of one expert; tensors count them in int32 */
+
 /* What must be equal for memory to be used again; compared as bytes. */
 typedef struct epi_ll_shape {
     int64_t max_tokens, hidden, num_experts, expert_rows;
     int64_t table_sum, mask_sum;
-    int32_t topk, wire, scale, scales_by_column, overflow, unused;
+    int32_t topk, wire, scale, overflow;
 } epi_ll_shape;
 
 /* Head of a slot's shared area. */
 typedef struct epi_ll_head {
     uint64_t epoch; /* of the dispatch that filled it */
-    int64_t num_tokens, mask_sum;
+    int64_t num_tokens;
     uint64_t y_epoch;          /* of the combine that filled the rest */
     uint64_t y_base, y_stride; /* expert outputs in this rank's window; bytes from row to row */
     int64_t y_packed;          /* rows of all experts follow each other; else each expert has S */
@@ -32,7 +38,7 @@ typedef struct epi_ll_head {
 
 /* Offsets in a slot's shared area, which depend on the owner's number of experts. */
 typedef struct epi_ll_layout {
-    size_t ids;    /* int32 [M, K] global expert ids, -1 none */
+    size_t ids;    /* int32 [M, K] global expert ids; negative: no row, see epi_ll_read_ids */
     size_t begin;  /* int32 [L, R] first row of each source within each expert's */
     size_t packed; /* int32 [L] first row of each expert when packed */
     size_t sums;   /* uint64 [M], verify mode */
@@ -55,44 +61,56 @@ typedef struct epi_ll_slot {
     size_t area;      /* offset of the shared area in this rank's window */
     epi_ll_rows x, y;
     bool has_y_block;
-    size_t y_block;        /* packed copy of expert outputs */
-    uint8_t *scales;       /* [L, S, scale bytes] or by column */
-    int32_t *source_token; /* [L, S] */
-    uint64_t *peer_area;   /* [R] offsets in the peers' windows */
+    size_t y_block, y_block_bytes; /* packed copy of expert outputs */
+    uint8_t *scales;               /* [L, S, scale bytes] or by column */
+    int32_t *source_token;         /* [L, S] */
+    uint64_t *peer_area;           /* [R] offsets in the peers' windows */
 } epi_ll_slot;
 
 typedef struct epi_ll {
     ep_buffer *buffer;
-    int holders; /* the buffer and each result; under pool_lock */
+    int holders; /* the buffer, calls and results; under pool_lock */
     epi_ll_shape shape;
     epi_experts experts;
     int32_t *local_of; /* [R] experts of each rank */
     size_t row_bytes, scale_bytes;
     size_t row_bound; /* most rows that can arrive in one call */
     epi_ll_slot slot[2];
-    uint64_t calls;      /* dispatches so far; parity picks the slot */
+    uint64_t calls;      /* dispatches so far; parity picks the slot, the same on every rank */
     uint64_t last_epoch; /* of the last call that used it */
+    struct epi_ll *next; /* in buffer->ll_old */
 } epi_ll;
 
 /* One received batch. */
 typedef struct epi_ll_result {
-    epi_ll *ll;
+    epi_ll *ll; /* held */
     int slot;
     bool retired; /* the slot serves other results, or the call failed: not to be combined */
+    bool scales_by_column;
     uint64_t epoch;
     int64_t num_tokens;
     int topk;
+    int64_t *range;   /* [L, R] */
     int32_t *ids;     /* [T, K] what this rank's tokens asked for */
     int32_t *count;   /* [L] */
     int32_t *dropped; /* [L] */
     int32_t *packed;  /* [L + 1] sums of count */
-    int64_t *range;   /* [L, R] */
+    int64_t memory[]; /* of the arrays */
 } epi_ll_result;
 
+/* ---- ll_size.c */
+
 epi_ll_layout epi_ll_layout_of(const epi_ll_shape *shape, int num_ranks, int num_local,
-                               size_t row_bytes, size_t scale_bytes, bool verify);
-void epi_ll_sizes(const epi_ll_shape *shape, int num_ranks, int num_local, bool verify,
-                  ep_ll_size *size);
+                               bool verify);
+size_t epi_ll_row_bytes(const epi_ll_shape *shape);
+size_t epi_ll_scale_bytes(const epi_ll_shape *shape);
+/* Most rows that can arrive at a rank in one call. */
+size_t epi_ll_row_bound(const epi_ll_shape *shape, int num_ranks, int num_local);
+/* Elements of epi_ll_result.memory. */
+size_t epi_ll_result_words(const epi_ll_shape *shape, int num_ranks, int num_local,
+                           int64_t num_tokens);
+
+/* ---- ll_memory.c */
 
 /* Memory for a shape; local. Nothing is left on failure. */
 ep_status epi_ll_new(ep_buffer *buffer, const char *call, const epi_ll_shape *shape,
@@ -101,22 +119,43 @@ void epi_ll_hold(epi_ll *ll);
 void epi_ll_release(epi_ll *ll);
 /* The buffer forgets its low-latency memory; results keep theirs. */
 void epi_ll_drop(ep_buffer *buffer);
+/* Last call that may have used memory which nobody here holds any more; 0: none. */
+uint64_t epi_ll_last_old(ep_buffer *buffer);
+/* Frees such memory as far as no peer reads it any more. */
+void epi_ll_reclaim(ep_buffer *buffer);
+/* Frees all that is left; the window goes with it. */
+void epi_ll_destroy(ep_buffer *buffer);
 
+/* Backs the first count[l] rows of each expert. */
 ep_status epi_ll_back_rows(epi_ll *ll, epi_ll_rows *rows, const int32_t *count);
 
 /* The area of `rank` in slot `slot`, and its layout. */
 uint8_t *epi_ll_area(const epi_ll *ll, int slot, int rank);
 epi_ll_layout epi_ll_layout_at(const epi_ll *ll, int rank);
 
-/* Waits, as long as for any peer, until none reads this rank's tokens or outputs any more. */
-void epi_ll_await_readers(ep_buffer *buffer);
+/* ---- ll_result.c */
 
+ep_status epi_ll_result_new(epi_ll *ll, int slot, uint64_t epoch, int64_t num_tokens,
+                            epi_ll_result **result);
 void epi_ll_result_free(epi_ll_result *result);
+/* Gives the slot to other results, once. */
+void epi_ll_retire(epi_ll_result *result);
 
-/* Ids of a [T, K] tensor, checked; -1 also for experts of masked ranks. */
+/*
+ * Ids of a [T, K] tensor, checked, as peers read them. Experts of masked ranks
+ * become -1. An expert named twice by one token gets one row: the later place
+ * becomes -2 - the earlier one.
+ */
 ep_status epi_ll_read_ids(const epi_ll *ll, const char *call, const ep_tensor *idx, int32_t *ids);
 
 /* Compares with the ids of dispatch. */
 ep_status epi_ll_check_ids(const epi_ll_result *result, const char *call, const ep_tensor *idx);
+
+/* ---- ll_args.c */
+
+ep_status epi_ll_check_dispatch(const ep_buffer *buffer, const ep_ll_dispatch_args *args,
+                                const ep_ll_recv *recv, int64_t *table_sum);
+ep_status epi_ll_check_combine(const ep_buffer *buffer, const ep_ll_combine_args *args);
+ep_status epi_ll_check_handle(const char *call, const ep_buffer *buffer, const ep_handle *handle);
 
 #endif

@@ -12,19 +12,23 @@ typedef struct epi_ll_dispatch {
     ep_tensor x, topk_idx, expert_tokens, wait_cost;
     const int32_t *expert_rank;
     epi_ll_shape shape;
+    int64_t agreed[EPI_NUM_AGREED];
+    bool scales_by_column;
     bool setup; /* this call makes the memory of its shape */
     epi_ll *ll; /* held */
     int slot;
-    epi_ll_result *result;
-    bool described; /* recv holds the result, which is the caller's to release */
+    uint64_t turn;     /* of ll->calls, once sent */
+    ep_handle *handle; /* held, once sent */
 } epi_ll_dispatch;
 
-/* Makes a result that holds `ll`. */
-ep_status epi_ll_result_new(epi_ll *ll, int slot, uint64_t epoch, int64_t num_tokens,
-                            epi_ll_result **result);
+/* The result that will be the caller's. */
+static inline epi_ll_result *epi_ll_result_of(const epi_ll_dispatch *dispatch)
+{
+    return dispatch->handle->ll;
+}
 
-/* Fills recv: places are known before rows arrive. From then on it holds the result. */
-ep_status epi_ll_describe(epi_ll_dispatch *dispatch);
+/* Fills recv, which holds the result from then on: places are known before rows arrive. */
+void epi_ll_describe(epi_ll_dispatch *dispatch);
 
 /* Everybody's tokens can be read: packs this rank's rows and fills the result. */
 ep_status epi_ll_receive(epi_ll_dispatch *dispatch);

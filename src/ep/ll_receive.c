@@ -10,32 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-ep_status epi_ll_result_new(epi_ll *ll, int slot, uint64_t epoch, int64_t num_tokens,
-                            epi_ll_result **out)
-{
-    size_t local = (size_t)ll->experts.num_local, ranks = (size_t)ll->buffer->num_ranks;
-    epi_ll_result *result = calloc(1, sizeof *result);
-    if (!result)
-        return epi_fail(EP_ERR_MEMORY, "out of memory for a low-latency result");
-    result->slot = slot;
-    result->epoch = epoch;
-    result->num_tokens = num_tokens;
-    result->topk = ll->shape.topk;
-    result->ids = malloc(((size_t)(num_tokens * ll->shape.topk) + 1) * sizeof(int32_t));
-    result->count = calloc(local + 1, sizeof(int32_t));
-    result->dropped = calloc(local + 1, sizeof(int32_t));
-    result->packed = calloc(local + 1, sizeof(int32_t));
-    result->range = calloc(local * ranks + 1, sizeof(int64_t));
-    if (!result->ids || !result->count || !result->dropped || !result->packed || !result->range) {
-        epi_ll_result_free(result);
-        return epi_fail(EP_ERR_MEMORY, "out of memory for a low-latency result");
-    }
-    epi_ll_hold(ll);
-    result->ll = ll;
-    *out = result;
-    return EP_OK;
-}
-
 static const epi_ll_head *head_of(const epi_ll_dispatch *d, int source)
 {
     return (const epi_ll_head *)epi_ll_area(d->ll, d->slot, source);
@@ -89,7 +63,7 @@ static ep_status check_overflow(const epi_ll_dispatch *d)
 static void count_rows(epi_ll_dispatch *d)
 {
     epi_ll *ll = d->ll;
-    epi_ll_result *result = d->result;
+    epi_ll_result *result = epi_ll_result_of(d);
     int num_ranks = d->op.buffer->num_ranks, me = d->op.buffer->rank;
     uint8_t *area = epi_ll_area(ll, d->slot, me);
     epi_ll_layout layout = epi_ll_layout_at(ll, me);
@@ -129,12 +103,12 @@ typedef struct placer {
     char (*message)[EPI_ERROR_MAX];
 } placer;
 
-static void put_scales(const epi_ll *ll, epi_ll_slot *slot, int local, int32_t row,
+static void put_scales(const epi_ll *ll, epi_ll_slot *slot, bool by_column, int local, int32_t row,
                        const uint8_t *scales)
 {
     size_t words = ll->scale_bytes / 4, room = (size_t)ll->shape.expert_rows;
     uint8_t *base = slot->scales + (size_t)local * room * ll->scale_bytes;
-    if (!ll->shape.scales_by_column) {
+    if (!by_column) {
         memcpy(base + (size_t)row * ll->scale_bytes, scales, ll->scale_bytes);
         return;
     }
@@ -166,7 +140,7 @@ static ep_status place_source(const placer *p, int source, int32_t *next)
     uint8_t *x = d->op.buffer->window->base + slot->x.base;
     int32_t room = (int32_t)ll->shape.expert_rows;
     for (int l = 0; l < ll->experts.num_local; l++)
-        next[l] = (int32_t)(d->result->range[l * num_ranks + source] >> 32);
+        next[l] = (int32_t)(epi_ll_result_of(d)->range[l * num_ranks + source] >> 32);
     for (int64_t t = 0; t < head_of(d, source)->num_tokens; t++) {
         const uint8_t *row = area + layout.rows + (size_t)t * ll->row_bytes;
         const uint8_t *scales = area + layout.scales + (size_t)t * ll->scale_bytes;
@@ -185,7 +159,7 @@ static ep_status place_source(const placer *p, int source, int32_t *next)
             verified = true;
             codec->copy(x + at * ll->row_bytes, row, ll->row_bytes, p->streaming);
             if (ll->scale_bytes)
-                put_scales(ll, slot, local, next[local], scales);
+                put_scales(ll, slot, d->scales_by_column, local, next[local], scales);
             slot->source_token[at] = (int32_t)t;
             next[local]++;
         }
@@ -214,7 +188,7 @@ static void place_part(void *context, int part, int parts)
 static ep_status place_rows(epi_ll_dispatch *d)
 {
     int parts = epi_team_parts(d->op.buffer->team);
-    size_t bytes = (size_t)d->result->packed[d->ll->experts.num_local] * d->ll->row_bytes;
+    size_t bytes = (size_t)epi_ll_result_of(d)->packed[d->ll->experts.num_local] * d->ll->row_bytes;
     placer p = {.d = d, .streaming = bytes > EPI_STREAM_BYTES};
     p.status = calloc((size_t)parts, sizeof *p.status);
     p.message = calloc((size_t)parts, sizeof *p.message);
@@ -244,59 +218,55 @@ static ep_tensor tensor_3d(void *data, ep_dtype dtype, int64_t a, int64_t b, int
     return tensor;
 }
 
-static ep_tensor scales_tensor(const epi_ll *ll, const epi_ll_slot *slot)
+static ep_tensor scales_tensor(const epi_ll *ll, const epi_ll_slot *slot, bool by_column)
 {
     int64_t words = (int64_t)ll->scale_bytes / 4, room = ll->shape.expert_rows;
     ep_dtype dtype = ll->shape.scale == EP_SCALE_UE8M0 ? EP_UE8M0X4 : EP_F32;
     ep_tensor tensor = tensor_3d(slot->scales, dtype, ll->experts.num_local, room, words);
-    if (ll->shape.scales_by_column) {
+    if (by_column) {
         tensor.stride[1] = 1;
         tensor.stride[2] = room;
     }
     return tensor;
 }
 
-ep_status epi_ll_describe(epi_ll_dispatch *d)
+void epi_ll_describe(epi_ll_dispatch *d)
 {
-    if (d->described)
-        return EP_OK;
-    epi_ll *ll = d->ll;
-    epi_ll_slot *slot = &ll->slot[d->slot];
-    epi_ll_result *result = d->result;
+    const epi_ll *ll = d->ll;
+    const epi_ll_slot *slot = &ll->slot[d->slot];
+    const epi_ll_result *result = epi_ll_result_of(d);
     int64_t local = ll->experts.num_local, room = ll->shape.expert_rows;
-    ep_handle *handle = epi_handle_new(d->op.buffer, 0, 1);
-    if (!handle)
-        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->op.name);
-    handle->ll = result;
-    handle->id = d->op.epoch;
-    handle->num_tokens = 0;
-    handle->hidden = ll->shape.hidden;
-    handle->num_experts = ll->shape.num_experts;
-    handle->num_local = (int)local;
     ep_ll_recv recv = EP_LL_RECV_INIT;
     recv.x = tensor_3d(d->op.buffer->window->base + slot->x.base, (ep_dtype)ll->shape.wire, local,
                        room, ll->shape.hidden);
     if (ll->scale_bytes)
-        recv.scales = scales_tensor(ll, slot);
+        recv.scales = scales_tensor(ll, slot, d->scales_by_column);
     recv.count = ep_tensor_1d(result->count, EP_I32, local);
     recv.dropped = ep_tensor_1d(result->dropped, EP_I32, local);
     recv.source_token = ep_tensor_2d(slot->source_token, EP_I32, local, room);
     recv.source_range = ep_tensor_2d(result->range, EP_I64, local, d->op.buffer->num_ranks);
-    recv.handle = handle;
-    recv.owner = handle;
+    recv.handle = epi_handle_hold(d->handle);
+    recv.owner = d->handle;
     size_t size = d->recv->size;
     recv.size = size;
     memcpy(d->recv, &recv, size < sizeof recv ? size : sizeof recv);
-    d->described = true;
-    return EP_OK;
 }
 
-/* The areas just read must be of this call, and of ranks that leave the same ones out. */
+/* ------------------------------------------------------------- the whole */
+
+/* The areas read must be of this call; those of a rank that went on may be of a later one. */
 static ep_status check_heads(epi_ll_dispatch *d)
 {
-    for (int s = 0; s < d->op.buffer->num_ranks; s++)
-        if (!masked(d, s) && head_of(d, s)->epoch != d->op.epoch)
+    for (int s = 0; s < d->op.buffer->num_ranks; s++) {
+        if (masked(d, s) || head_of(d, s)->epoch == d->op.epoch)
+            continue;
+        if (epi_op_gave_up(d->op.buffer, s, d->op.epoch))
             return epi_op_aborted(&d->op, s);
+        return epi_fail(EP_ERR_MISMATCH,
+                        "%s (call %llu): rank %d is out of step: an earlier call failed on some "
+                        "ranks alone, or it has left this rank out",
+                        d->op.name, (unsigned long long)d->op.epoch, s);
+    }
     return EP_OK;
 }
 
@@ -305,44 +275,14 @@ ep_status epi_ll_receive(epi_ll_dispatch *d)
     EPI_TRY(check_heads(d));
     EPI_TRY(check_overflow(d));
     count_rows(d);
-    EPI_TRY(epi_ll_back_rows(d->ll, &d->ll->slot[d->slot].x, d->result->count));
+    EPI_TRY(epi_ll_back_rows(d->ll, &d->ll->slot[d->slot].x, epi_ll_result_of(d)->count));
     EPI_TRY(place_rows(d));
+    EPI_TRY(epi_op_check_given_up(&d->op));
+    EPI_TRY(check_heads(d));
     if (epi_tensor_given(&d->expert_tokens)) {
         int32_t *tokens = d->expert_tokens.data;
         for (int l = 0; l < d->ll->experts.num_local; l++)
-            tokens[l * d->expert_tokens.stride[0]] += d->result->count[l];
+            tokens[l * d->expert_tokens.stride[0]] += epi_ll_result_of(d)->count[l];
     }
-    EPI_TRY(epi_ll_describe(d));
-    epi_ll_release(d->ll); /* the result holds it */
-    d->ll = NULL;
     return EP_OK;
-}
-
-/* Gives the slot to other results, once. */
-static void retire(epi_ll_result *result)
-{
-    if (!result->retired)
-        result->ll->slot[result->slot].in_use = false;
-    result->retired = true;
-}
-
-void ep_ll_recv_retire(ep_ll_recv *recv)
-{
-    ep_handle *handle = recv ? recv->owner : NULL;
-    if (handle)
-        retire(handle->ll);
-}
-
-void ep_ll_recv_release(ep_ll_recv *recv)
-{
-    if (!recv)
-        return;
-    ep_handle *handle = recv->owner;
-    if (handle) {
-        retire(handle->ll);
-        ep_handle_release(handle);
-    }
-    ep_ll_recv empty = EP_LL_RECV_INIT;
-    empty.size = recv->size;
-    memcpy(recv, &empty, recv->size < sizeof empty ? recv->size : sizeof empty);
 }

@@ -4,127 +4,24 @@
 #include "base/error.h"
 #include "ep/buffer.h"
 #include "ep/event.h"
+#include "ep/op_wait.h"
 #include "ep/wait.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ------------------------------------------------------------- waiting */
-
-void epi_op_await(epi_op *op, int slot, uint64_t value, const bool *from)
-{
-    op->wait = (epi_wait_for){.active = true, .slot = slot, .value = value, .from = from};
-}
-
-void epi_op_await_left(epi_op *op, int slot, uint64_t value)
-{
-    epi_op_await(op, slot, value, NULL);
-    op->wait.or_past = true;
-}
-
-void epi_op_await_entered(epi_op *op, uint64_t epoch)
-{
-    op->wait = (epi_wait_for){.active = true, .entered = true, .value = epoch};
-}
-
-bool epi_op_gave_up(const ep_buffer *buffer, int source, uint64_t epoch)
-{
-    /* The abort text names its call: the word alone may already speak of a later one. */
-    return epi_slot_load(buffer->window, source, EPI_SLOT_ABORT) >= epoch &&
-           epi_buffer_mailbox(buffer, buffer->rank, source, epoch)->abort.epoch == epoch;
-}
-
-static bool has_arrived(const epi_op *op, int source)
-{
-    const epi_wait_for *wait = &op->wait;
-    if ((wait->from && !wait->from[source]) || op->buffer->group->masked[source])
-        return true;
-    uint64_t seen = wait->entered ? epi_buffer_progress(op->buffer, source)
-                                  : epi_slot_load(op->buffer->window, source, wait->slot);
-    return seen >= wait->value ||
-           (wait->or_past && epi_buffer_progress(op->buffer, source) > wait->value);
-}
-
-static int64_t now_ns(const epi_op *op)
-{
-    epi_transport *transport = op->buffer->window->transport;
-    return transport->ops->now_ns(transport);
-}
-
-/* Books how long `source` was waited for. */
-static void arrived(epi_op *op, int source, int64_t now)
-{
-    op->seen[source] = true;
-    op->wait.missing--;
-    if (!op->wait.since_ns)
-        return;
-    atomic_fetch_add_explicit(&op->buffer->wait_ns[source], now - op->wait.since_ns,
-                              memory_order_relaxed);
-    if (op->wait.cost)
-        op->wait.cost[source] += now - op->wait.since_ns;
-}
-
-/* Looks who has come. The clock is read only when somebody was waited for. */
-static void look(epi_op *op)
-{
-    epi_wait_for *wait = &op->wait;
-    int64_t now = 0;
-    if (!wait->begun) {
-        memset(op->seen, 0, (size_t)op->buffer->num_ranks * sizeof *op->seen);
-        wait->missing = op->buffer->num_ranks;
-    }
-    for (int source = 0; source < op->buffer->num_ranks; source++) {
-        if (op->seen[source] || !has_arrived(op, source))
-            continue;
-        if (wait->since_ns && !now)
-            now = now_ns(op);
-        arrived(op, source, now);
-    }
-    if (!wait->begun && wait->missing)
-        wait->since_ns = now_ns(op);
-    wait->begun = true;
-}
-
-/* True when the wait is over: everybody arrived, or somebody gave the call up. */
-static bool wait_over(void *context)
-{
-    epi_op *op = context;
-    look(op);
-    if (op->wait.missing == 0)
-        return true;
-    if (op->wait.entered)
-        return false;
-    for (int source = 0; source < op->buffer->num_ranks; source++) {
-        if (op->seen[source] || !epi_op_gave_up(op->buffer, source, op->epoch))
-            continue;
-        /* Its last notifications may have come between the two looks. */
-        if (has_arrived(op, source))
-            continue;
-        op->aborted_by = source;
-        return true;
-    }
-    return false;
-}
-
-static bool is_late(void *context, int source)
-{
-    return !has_arrived(context, source);
-}
-
 /* ------------------------------------------------------------- driving */
 
-ep_status epi_op_aborted(epi_op *op, int source)
+static ep_status run_stage(epi_op *op)
 {
-    op->aborted_by = source;
-    const epi_abort *abort =
-        &epi_buffer_mailbox(op->buffer, op->buffer->rank, source, op->epoch)->abort;
-    if (abort->epoch != op->epoch) /* it had no room to say why, see give_up */
-        return epi_fail(EP_ERR_ABORTED, "%s (call %llu): rank %d gave up", op->name,
-                        (unsigned long long)op->epoch, source);
-    return epi_fail(EP_ERR_ABORTED, "%s (call %llu): rank %d gave up: %.*s", op->name,
-                    (unsigned long long)op->epoch, (int)abort->origin, (int)sizeof abort->text - 1,
-                    abort->text);
+    const epi_stage *stage = &op->stages[op->stage++];
+    if (!op->buffer->trace)
+        return stage->run(op);
+    int64_t begin = epi_op_now_ns(op);
+    ep_status status = stage->run(op);
+    epi_op_trace(op, stage->name, begin, epi_op_now_ns(op));
+    return status;
 }
 
 /* Does what can be done; EP_IN_PROGRESS when a wait is not over. Stops before stage `until`. */
@@ -134,15 +31,12 @@ static ep_status advance(epi_op *op, int until)
         if (op->stage == until)
             return EP_OK;
         if (op->wait.active) {
-            if (!wait_over(op))
-                return EP_IN_PROGRESS;
-            if (op->aborted_by >= 0)
-                return epi_op_aborted(op, op->aborted_by);
+            EPI_TRY(epi_op_look(op));
             op->wait.active = false;
         }
-        if (!op->stages[op->stage])
+        if (!op->stages[op->stage].run)
             return EP_OK;
-        EPI_TRY(op->stages[op->stage++](op));
+        EPI_TRY(run_stage(op));
     }
 }
 
@@ -155,6 +49,7 @@ static void give_up(epi_op *op, ep_status status)
         cause = &epi_buffer_mailbox(buffer, buffer->rank, op->aborted_by, op->epoch)->abort;
     if (cause && cause->epoch != op->epoch)
         cause = NULL;
+    op->failed_early = cause ? cause->early != 0 : !op->sent;
     for (int peer = 0; peer < buffer->num_ranks; peer++) {
         if (buffer->group->masked[peer])
             continue;
@@ -164,6 +59,7 @@ static void give_up(epi_op *op, ep_status status)
             epi_abort *abort = &epi_buffer_mailbox(buffer, peer, buffer->rank, op->epoch)->abort;
             abort->status = cause ? cause->status : status;
             abort->origin = cause ? cause->origin : buffer->rank;
+            abort->early = op->failed_early;
             snprintf(abort->text, sizeof abort->text, "%s", cause ? cause->text : ep_last_error());
             abort->epoch = op->epoch;
         }
@@ -189,8 +85,8 @@ static ep_status run(epi_op *op, bool block, int until)
     }
     ep_status status = op->rejected ? epi_fail(op->status, "%s", op->message) : advance(op, until);
     while (status == EP_IN_PROGRESS && block) {
-        status = epi_wait(buffer->group, buffer->window, op->name, op->epoch, wait_over, is_late,
-                          op, buffer->group->timeout_ms);
+        status = epi_wait(buffer->group, buffer->window, op->name, op->epoch, epi_op_wait_over,
+                          epi_op_is_late, op, buffer->group->timeout_ms);
         if (status == EP_OK)
             status = advance(op, until);
     }
@@ -204,13 +100,51 @@ static ep_status run(epi_op *op, bool block, int until)
     return status;
 }
 
-/* ------------------------------------------------------------- queue */
+/* ------------------------------------------------------------- beginning and end */
+
+/* Numbers a call. The caller holds the buffer's lock. */
+static void begin(epi_op *op)
+{
+    ep_buffer *buffer = op->buffer;
+    op->epoch = ++buffer->epoch;
+    op->older = buffer->newest;
+    *(buffer->newest ? &buffer->newest->newer : &buffer->oldest) = op;
+    buffer->newest = op;
+}
+
+/* Tells the peers up to where this rank's calls have ended. Hooks end in any order: the oldest call
+   that has not ended counts. */
+static void announce_end(ep_buffer *buffer, uint64_t epoch)
+{
+    for (int i = 1; i <= buffer->num_ranks; i++) {
+        int peer = (buffer->rank + i) % buffer->num_ranks;
+        if (!buffer->group->masked[peer])
+            buffer->window->transport->ops->notify(buffer->window, peer, EPI_SLOT_DONE, epoch);
+    }
+}
+
+/* Ends a call: publishes or undoes what it did, and lets go of it. Its event comes after. */
+static void end(epi_op *op, ep_status status)
+{
+    ep_buffer *buffer = op->buffer;
+    op->finish(op, status);
+    pthread_mutex_lock(&buffer->lock);
+    *(op->older ? &op->older->newer : &buffer->oldest) = op->newer;
+    *(op->newer ? &op->newer->older : &buffer->newest) = op->older;
+    uint64_t ended = buffer->oldest ? buffer->oldest->epoch - 1 : buffer->epoch;
+    pthread_mutex_unlock(&buffer->lock);
+    if (op->announces || op->rejected)
+        announce_end(buffer, ended);
+}
 
 static void free_op(epi_op *op)
 {
-    free(op->seen);
+    if (op->seen != op->seen_small)
+        free(op->seen);
     free(op);
 }
+
+/* ------------------------------------------------------------- queue */
 
 /* Runs queued calls in order until the queue is empty, or without `block` until one must wait, or
    until `last` has completed. The caller holds the lock; it is released while calls run. */
@@ -227,7 +161,7 @@ static void run_queue(ep_buffer *buffer, bool block, const ep_event *last)
         pthread_mutex_unlock(&buffer->lock);
         ep_status status = run(op, block, -1);
         if (status != EP_IN_PROGRESS)
-            op->finish(op, status);
+            end(op, status);
         pthread_mutex_lock(&buffer->lock);
         buffer->running = false;
         if (status != EP_IN_PROGRESS) {
@@ -292,7 +226,7 @@ static void enqueue(epi_op *op)
 static void complete(epi_op *op, ep_status status)
 {
     ep_buffer *buffer = op->buffer;
-    op->finish(op, status);
+    end(op, status);
     pthread_mutex_lock(&buffer->lock);
     epi_event_complete(op->event, status, op->message);
     pthread_mutex_unlock(&buffer->lock);
@@ -305,7 +239,7 @@ static ep_status submit_hook(epi_op *op)
     ep_buffer *buffer = op->buffer;
     pthread_mutex_lock(&buffer->lock);
     wait_for_queue(buffer);
-    op->epoch = ++buffer->epoch;
+    begin(op);
     pthread_mutex_unlock(&buffer->lock);
     ep_status status = run(op, true, op->eager);
     if (status == EP_OK)
@@ -327,7 +261,9 @@ ep_status epi_op_run_hook(epi_op *op, bool block)
 static ep_status equip(epi_op *op, ep_event **event)
 {
     op->aborted_by = -1;
-    op->seen = calloc((size_t)op->buffer->num_ranks, sizeof *op->seen);
+    op->seen = op->seen_small;
+    if (op->buffer->num_ranks > EPI_SEEN_SMALL)
+        op->seen = calloc((size_t)op->buffer->num_ranks, sizeof *op->seen);
     if (!op->seen)
         return epi_fail(EP_ERR_MEMORY, "%s: out of memory", op->name);
     return event ? epi_event_create(op, event) : EP_OK;
@@ -337,7 +273,7 @@ static ep_status submit_queued(epi_op *op)
 {
     ep_buffer *buffer = op->buffer;
     pthread_mutex_lock(&buffer->lock);
-    op->epoch = ++buffer->epoch;
+    begin(op);
     enqueue(op);
     /* Without a worker the peers would otherwise wait for this rank's next look. */
     if (!buffer->has_worker)
@@ -351,10 +287,10 @@ static ep_status run_now(epi_op *op)
     ep_buffer *buffer = op->buffer;
     pthread_mutex_lock(&buffer->lock);
     wait_for_queue(buffer);
-    op->epoch = ++buffer->epoch;
+    begin(op);
     pthread_mutex_unlock(&buffer->lock);
     ep_status status = run(op, true, -1);
-    op->finish(op, status);
+    end(op, status);
     if (status != EP_OK)
         epi_fail(status, "%s", op->message);
     free_op(op);
@@ -386,7 +322,7 @@ static void finish_rejected(epi_op *op, ep_status status)
 
 ep_status epi_op_reject(ep_buffer *buffer, const char *name, ep_status status)
 {
-    static const epi_stage none[] = {NULL};
+    static const epi_stage none[] = {{NULL, NULL}};
     epi_op *op = calloc(1, sizeof *op);
     if (!op)
         return status; /* the others find out by their timeout */
@@ -400,7 +336,7 @@ ep_status epi_op_reject(ep_buffer *buffer, const char *name, ep_status status)
     if (!buffer->has_worker)
         return epi_op_submit(op, NULL);
     pthread_mutex_lock(&buffer->lock);
-    op->epoch = ++buffer->epoch;
+    begin(op);
     op->aborted_by = -1;
     enqueue(op);
     pthread_mutex_unlock(&buffer->lock);

@@ -13,16 +13,13 @@
 #include "transport/ops.h"
 
 enum epi_slot {
-    EPI_SLOT_ENTER = 0, /* my mail of this call is in your window */
-    EPI_SLOT_ROOM = 1,  /* my window has room for this call's rows, or never will */
-    EPI_SLOT_LEAVE = 2, /* my rows are in your window; I no longer read yours */
-    EPI_SLOT_ABORT = 3, /* I gave this call up; why is in my mail */
-    EPI_SLOT_LL_SENT = 4,
-    EPI_SLOT_LL_READ = 5,
-    EPI_SLOT_LL_Y = 6,
-    EPI_SLOT_LL_Y_READ = 7,
-    EPI_SLOT_P2P_SENT = 8,
-    EPI_SLOT_P2P_READ = 9,
+    EPI_SLOT_ENTER = 0,   /* my mail of this call is in your window */
+    EPI_SLOT_ROOM = 1,    /* my window has room for this call's rows, or never will */
+    EPI_SLOT_LEAVE = 2,   /* my rows are in your window; I no longer read yours */
+    EPI_SLOT_ABORT = 3,   /* I gave this call up; why is in my mail */
+    EPI_SLOT_LL_SENT = 4, /* my tokens of this call can be read in my window */
+    EPI_SLOT_LL_Y = 5,    /* my expert outputs of this call can be read in my window */
+    EPI_SLOT_DONE = 6,    /* all my calls up to this one have ended: I read no more for them */
 };
 
 /* Arguments that must be the same on every rank. */
@@ -81,7 +78,8 @@ typedef struct epi_room {
 typedef struct epi_abort {
     uint64_t epoch;
     int64_t status;
-    int64_t origin;
+    int32_t origin;
+    int32_t early; /* it had sent nothing, so no rank can have completed the call */
     char text[488];
 } epi_abort;
 
