@@ -34,18 +34,30 @@ typedef enum bench_phase {
     BENCH_DISPATCH_CACHED,
     BENCH_COMBINE,
     BENCH_COMBINE_ORDINARY,
+    BENCH_HOOK_SEND, /* the two parts of a low-latency call */
+    BENCH_HOOK_RECV,
+    BENCH_COMBINE_HOOK_SEND,
+    BENCH_COMBINE_HOOK_RECV,
+    BENCH_ROUND_TRIP, /* of bare notifications */
     BENCH_NUM_PHASES
 } bench_phase;
+
+/* Whether a mode has the phase. */
+static inline bool bench_has_phase(const bench_options *o, int phase)
+{
+    if (o->mode == BENCH_MODE_LL)
+        return phase != BENCH_DISPATCH_CACHED;
+    return phase < BENCH_HOOK_SEND;
+}
 
 extern const char *const bench_phase_names[BENCH_NUM_PHASES];
 
 /* What one rank found out; in memory that ranks share. */
 typedef struct bench_rank_result {
-    int64_t recv_tokens;    /* rows received in one iteration */
-    int64_t inputs_outputs; /* bytes of tensors: x, routing, received rows, y, out */
-    int64_t window_bytes;   /* backed by memory in the end */
-    int64_t resident_bytes; /* proportional share of memory, largest */
-    bool checked;
+    int64_t recv_tokens;          /* rows received in one iteration */
+    int64_t inputs_outputs;       /* bytes of tensors: x, routing, received rows, y, out */
+    int64_t window_bytes;         /* backed by memory in the end */
+    int64_t resident_bytes;       /* proportional share of memory, largest */
     char wrong[RANK_MESSAGE_MAX]; /* first thing that --check found wrong; "" for none */
 } bench_rank_result;
 
@@ -54,7 +66,7 @@ typedef struct bench_context {
     workload load;
     bench_rank_result *results; /* [ranks] */
     span *spans;                /* [phase][iteration][rank], see bench_span_at */
-    span *copies;               /* [2 * COPY_ROUNDS][rank] */
+    copy_round *copies;         /* [2 * COPY_ROUNDS][rank] */
 } bench_context;
 
 static inline span *bench_span_at(const bench_context *c, int phase, int64_t iteration, int rank)
@@ -81,8 +93,9 @@ typedef struct bench_baseline {
     char library[128]; /* the MPI it ran on */
 } bench_baseline;
 
-/* What each rank of the normal mode does. */
+/* What each rank of a mode does. */
 ep_status bench_normal_rank(rank_self *self);
+ep_status bench_ll_rank(rank_self *self);
 
 /* Runs the MPI baseline with the same shape, seed and routing and keeps the better of this run and
    what `b` holds already. An exit code. */

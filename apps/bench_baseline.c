@@ -151,7 +151,7 @@ int bench_run_baseline(const bench_options *o, bench_baseline *b)
     int out[2];
     words w = {.count = 0};
     if (!EP_MPIEXEC[0]) {
-        fprintf(stderr, "entrepot bench ep: --baseline mpi: this build found no MPI\n");
+        fprintf(stderr, "entrepot bench ep: --baseline mpi: this build has no MPI baseline\n");
         return EXIT_RUNTIME;
     }
     if (!find_program(program, sizeof program) || pipe(out)) {

@@ -8,14 +8,15 @@
 #include <stdio.h>
 #include <string.h>
 
-const char *const bench_modes[] = {"normal", NULL};
+const char *const bench_modes[] = {"normal", "ll", NULL};
 const char *const bench_backends[] = {"cpu", NULL};
 const char *const bench_wires[] = {"bf16", "fp8", NULL};
 const char *const bench_ranks_as[] = {"processes", "threads", NULL};
 static const char *const baselines[] = {"none", "mpi", NULL};
 
-const char *const bench_phase_names[BENCH_NUM_PHASES] = {"layout", "dispatch", "dispatch cached",
-                                                         "combine", "combine ordinary"};
+const char *const bench_phase_names[BENCH_NUM_PHASES] = {
+    "layout",        "dispatch",         "dispatch cached", "combine",         "combine ordinary",
+    "dispatch send", "dispatch receive", "combine send",    "combine receive", "notify round trip"};
 
 static int parse(int argc, char **argv, bench_options *o)
 {
@@ -76,7 +77,7 @@ static bool alloc_shared(bench_context *c, size_t *bytes)
     size_t ranks = (size_t)c->options->ranks;
     size_t spans = BENCH_NUM_PHASES * (size_t)c->options->iters * ranks;
     size_t copies = 2 * COPY_ROUNDS * ranks;
-    *bytes = ranks * sizeof *c->results + (spans + copies) * sizeof *c->spans;
+    *bytes = ranks * sizeof *c->results + spans * sizeof *c->spans + copies * sizeof *c->copies;
     char *memory = ranks_shared_alloc(*bytes);
     if (!memory) {
         fprintf(stderr, "entrepot bench ep: no memory for %zu bytes of results\n", *bytes);
@@ -84,7 +85,7 @@ static bool alloc_shared(bench_context *c, size_t *bytes)
     }
     c->results = (bench_rank_result *)memory;
     c->spans = (span *)(memory + ranks * sizeof *c->results);
-    c->copies = c->spans + spans;
+    c->copies = (copy_round *)(c->spans + spans);
     return true;
 }
 
@@ -100,7 +101,7 @@ static int measure(bench_context *c, bench_baseline *baseline)
     if (o->baseline == BENCH_BASELINE_MPI)
         code = bench_run_baseline(o, baseline);
     if (code == EXIT_OK)
-        code = ranks_run(&config, bench_normal_rank, c);
+        code = ranks_run(&config, o->mode == BENCH_MODE_LL ? bench_ll_rank : bench_normal_rank, c);
     if (code == EXIT_OK && o->baseline == BENCH_BASELINE_MPI)
         code = bench_run_baseline(o, baseline);
     if (code == EXIT_OK && o->trace_out_path && !bench_write_trace(c))

@@ -20,12 +20,14 @@ static report collect(const bench_context *c, const bench_baseline *baseline)
 {
     report r = {.c = c, .baseline = baseline, .totals = bench_sum(c), .wrong_rank = -1};
     int ranks = (int)c->options->ranks;
-    double rate = copy_limit_rate(c->copies, 2 * COPY_ROUNDS, ranks, r.totals.bytes_received);
+    double rate = copy_limit_rate(c->copies, 2 * COPY_ROUNDS, ranks);
     for (int p = 0; p < BENCH_NUM_PHASES; p++)
         r.us[p] = span_median_us(bench_span_at(c, p, 0, 0), c->options->iters, ranks);
     if (rate > 0) {
         r.limit_us[BENCH_DISPATCH] = (double)r.totals.bytes_received / rate;
+        r.limit_us[BENCH_DISPATCH_CACHED] = r.limit_us[BENCH_DISPATCH];
         r.limit_us[BENCH_COMBINE] = (double)r.totals.combine_bytes / rate;
+        r.limit_us[BENCH_COMBINE_ORDINARY] = r.limit_us[BENCH_COMBINE];
     }
     r.check = c->options->check ? "ok" : "skipped";
     for (int i = 0; i < c->options->ranks && r.wrong_rank < 0; i++) {
@@ -82,17 +84,21 @@ static void json_memory(json *j, const bench_totals *t)
 
 static int print_json(const report *r)
 {
+    static const char *const keys[BENCH_NUM_PHASES] = {
+        "layout_us",    "dispatch_us",          "dispatch_cached_us",
+        "combine_us",   "combine_ordinary_us",  "hook_send_us",
+        "hook_recv_us", "combine_hook_send_us", "combine_hook_recv_us",
+        "round_trip_us"};
     json j;
     json_start(&j, stdout);
     json_open_object(&j, NULL);
     json_setting(&j, r->c->options);
     json_integer(&j, "recv_tokens", r->totals.recv_tokens);
     json_integer(&j, "bytes_received", r->totals.bytes_received);
-    json_real(&j, "dispatch_us", r->us[BENCH_DISPATCH]);
-    json_real(&j, "dispatch_cached_us", r->us[BENCH_DISPATCH_CACHED]);
-    json_real(&j, "combine_us", r->us[BENCH_COMBINE]);
-    json_real(&j, "combine_ordinary_us", r->us[BENCH_COMBINE_ORDINARY]);
-    json_real(&j, "layout_us", r->us[BENCH_LAYOUT]);
+    for (int p = 0; p < BENCH_NUM_PHASES; p++) {
+        if (bench_has_phase(r->c->options, p))
+            json_real(&j, keys[p], r->us[p]);
+    }
     json_open_object(&j, "copy_limit_us");
     json_real(&j, "dispatch", r->limit_us[BENCH_DISPATCH]);
     json_real(&j, "combine", r->limit_us[BENCH_COMBINE]);
@@ -104,11 +110,15 @@ static int print_json(const report *r)
     return json_finish(&j) ? EXIT_OK : EXIT_RUNTIME;
 }
 
-static void print_phase(const report *r, bench_phase p, double limit_us, double baseline_us)
+static void print_phase(const report *r, bench_phase p)
 {
+    const bench_baseline *b = r->baseline;
+    double baseline_us = p == BENCH_DISPATCH  ? b->dispatch_us
+                         : p == BENCH_COMBINE ? b->combine_us
+                                              : 0;
     printf("  %-18s %10.1f us", bench_phase_names[p], r->us[p]);
-    if (limit_us > 0)
-        printf("   %5.1f %% of the copy limit", 100 * limit_us / r->us[p]);
+    if (r->limit_us[p] > 0)
+        printf("   %5.1f %% of the copy limit", 100 * r->limit_us[p] / r->us[p]);
     if (baseline_us > 0)
         printf("   %5.2fx as fast as MPI (%.1f us)", baseline_us / r->us[p], baseline_us);
     putchar('\n');
@@ -126,11 +136,10 @@ static int print_table(const report *r)
            (long long)o->topk, (long long)o->experts, bench_wires[o->wire]);
     printf("%lld rows received, %.1f MB; median of %lld iterations, slowest rank\n\n",
            (long long)t->recv_tokens, (double)t->bytes_received / 1e6, (long long)o->iters);
-    print_phase(r, BENCH_LAYOUT, 0, 0);
-    print_phase(r, BENCH_DISPATCH, r->limit_us[BENCH_DISPATCH], b->dispatch_us);
-    print_phase(r, BENCH_DISPATCH_CACHED, r->limit_us[BENCH_DISPATCH], 0);
-    print_phase(r, BENCH_COMBINE, r->limit_us[BENCH_COMBINE], b->combine_us);
-    print_phase(r, BENCH_COMBINE_ORDINARY, r->limit_us[BENCH_COMBINE], 0);
+    for (int p = 0; p < BENCH_NUM_PHASES; p++) {
+        if (bench_has_phase(o, p))
+            print_phase(r, (bench_phase)p);
+    }
     printf("\n  memory %.1f MB at its peak, %.2f of inputs and outputs; windows %.1f MB\n",
            (double)t->resident_bytes / 1e6,
            t->inputs_outputs ? (double)t->resident_bytes / (double)t->inputs_outputs : 0,

@@ -20,13 +20,14 @@ static void write_name(json *j, const char *kind, int rank, int track, const cha
     json_close_object(j);
 }
 
-static void write_rank_names(json *j, int rank)
+static void write_rank_names(json *j, const bench_options *o, int rank)
 {
     char name[32];
     snprintf(name, sizeof name, "rank %d", rank);
     write_name(j, "process_name", rank, 0, name);
     for (int p = 0; p < BENCH_NUM_PHASES; p++)
-        write_name(j, "thread_name", rank, p, bench_phase_names[p]);
+        if (bench_has_phase(o, p))
+            write_name(j, "thread_name", rank, p, bench_phase_names[p]);
 }
 
 static void write_span(json *j, const span *s, int64_t origin, int rank, int phase,
@@ -57,9 +58,9 @@ bool bench_write_trace(const bench_context *c)
         json_open_object(&j, NULL);
         json_open_array(&j, "traceEvents");
         for (int r = 0; r < o->ranks; r++)
-            write_rank_names(&j, r);
+            write_rank_names(&j, o, r);
         for (int p = 0; p < BENCH_NUM_PHASES; p++) {
-            for (int64_t i = 0; i < o->iters; i++) {
+            for (int64_t i = 0; bench_has_phase(o, p) && i < o->iters; i++) {
                 for (int r = 0; r < o->ranks; r++)
                     write_span(&j, bench_span_at(c, p, i, r), origin, r, p, i);
             }

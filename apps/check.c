@@ -1,64 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "check.h"
 
+#include "check_scratch.h"
+
 #include <inttypes.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 
 #define TOLERANCE 5e-6 /* of the relative squared difference, for BF16 outputs */
-
-/* Routing of a rank, and rows in the making. */
-typedef struct scratch {
-    int32_t *ids;
-    float *weights;
-    uint16_t *row;
-    uint8_t *codes;
-    float *scales;
-    float *value; /* the row as experts see it */
-    float *sum;
-    double *exact;
-} scratch;
-
-static bool fail(char *message, const char *format, ...) __attribute__((format(printf, 2, 3)));
-
-static bool fail(char *message, const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    vsnprintf(message, CHECK_MESSAGE_MAX, format, args);
-    va_end(args);
-    return false;
-}
-
-static void scratch_free(scratch *s)
-{
-    free(s->ids);
-    free(s->weights);
-    free(s->row);
-    free(s->codes);
-    free(s->scales);
-    free(s->value);
-    free(s->sum);
-    free(s->exact);
-}
-
-static bool scratch_alloc(const workload *w, scratch *s, char *message)
-{
-    size_t entries = (size_t)(w->num_tokens * w->topk) + 1, hidden = (size_t)w->hidden;
-    s->ids = malloc(entries * sizeof *s->ids);
-    s->weights = malloc(entries * sizeof *s->weights);
-    s->row = malloc(hidden * sizeof *s->row);
-    s->codes = malloc(hidden);
-    s->scales = malloc((hidden + 127) / 128 * sizeof *s->scales);
-    s->value = malloc(hidden * sizeof *s->value);
-    s->sum = malloc(hidden * sizeof *s->sum);
-    s->exact = malloc(hidden * sizeof *s->exact);
-    if (s->ids && s->weights && s->row && s->codes && s->scales && s->value && s->sum && s->exact)
-        return true;
-    return fail(message, "no memory for the reference");
-}
 
 /* ------------------------------------------------------------------- E4M3 */
 
@@ -126,8 +75,8 @@ typedef struct place {
 
 static bool wrong(const place *p, const char *what, char *message)
 {
-    return fail(message, "dispatch: row %" PRId64 " (rank %d, token %" PRId64 "): %s differs",
-                p->row, p->source, p->token, what);
+    return check_fail(message, "dispatch: row %" PRId64 " (rank %d, token %" PRId64 "): %s differs",
+                      p->row, p->source, p->token, what);
 }
 
 static bool check_routing_of_row(const workload *w, int rank, const int32_t *ids,
@@ -147,8 +96,8 @@ static bool check_routing_of_row(const workload *w, int rank, const int32_t *ids
     return true;
 }
 
-static bool check_row(const workload *w, bool fp8, scratch *s, const ep_recv *recv, const place *p,
-                      char *message)
+static bool check_row(const workload *w, bool fp8, check_scratch *s, const ep_recv *recv,
+                      const place *p, char *message)
 {
     size_t hidden = (size_t)w->hidden, blocks = (hidden + 127) / 128;
     const char *got = (const char *)recv->x.data +
@@ -168,20 +117,20 @@ static bool check_row(const workload *w, bool fp8, scratch *s, const ep_recv *re
     return true;
 }
 
-static bool check_rows(const workload *w, int rank, bool fp8, const ep_recv *recv, scratch *s,
+static bool check_rows(const workload *w, int rank, bool fp8, const ep_recv *recv, check_scratch *s,
                        char *message)
 {
     place p = {0, 0, 0};
     for (p.source = 0; p.source < w->num_ranks; p.source++) {
         if (!workload_routing(w, p.source, s->ids, s->weights))
-            return fail(message, "no memory for the reference");
+            return check_fail(message, "no memory for the reference");
         for (p.token = 0; p.token < w->num_tokens; p.token++) {
             const int32_t *ids = s->ids + p.token * w->topk;
             const float *weights = s->weights + p.token * w->topk;
             if (!goes_to(w, ids, rank))
                 continue;
             if (p.row == recv->num_rows)
-                return fail(message, "dispatch: only %" PRId64 " rows", recv->num_rows);
+                return check_fail(message, "dispatch: only %" PRId64 " rows", recv->num_rows);
             const int32_t *tokens = recv->source_token.data;
             if (tokens && tokens[p.row] != p.token)
                 return wrong(&p, "source token", message);
@@ -192,36 +141,26 @@ static bool check_rows(const workload *w, int rank, bool fp8, const ep_recv *rec
         }
     }
     if (p.row != recv->num_rows)
-        return fail(message, "dispatch: %" PRId64 " rows instead of %" PRId64, recv->num_rows,
-                    p.row);
+        return check_fail(message, "dispatch: %" PRId64 " rows instead of %" PRId64, recv->num_rows,
+                          p.row);
     return true;
 }
 
 bool check_dispatch(const workload *w, int rank, bool fp8, const ep_recv *recv,
                     char message[CHECK_MESSAGE_MAX])
 {
-    scratch s = {0};
+    check_scratch s = {0};
     message[0] = 0;
-    bool good = scratch_alloc(w, &s, message) && check_rows(w, rank, fp8, recv, &s, message);
-    scratch_free(&s);
+    bool good = check_scratch_alloc(w, &s, message) && check_rows(w, rank, fp8, recv, &s, message);
+    check_scratch_free(&s);
     return good;
 }
 
 /* ---------------------------------------------------------------- combine */
 
-/* The row as experts see it, in s->value. */
-static void expert_input(const workload *w, int rank, int64_t token, bool fp8, scratch *s)
-{
-    workload_row(w, rank, token, s->row);
-    if (fp8)
-        check_quantise(s->row, w->hidden, s->codes, s->scales);
-    for (int64_t h = 0; h < w->hidden; h++)
-        s->value[h] = fp8 ? (float)check_e4m3_value(s->codes[h]) * s->scales[h / 128]
-                          : float_from_bf16(s->row[h]);
-}
-
 /* Sums the outputs of all ranks that hold experts of the token. */
-static void sum_outputs(const workload *w, const int32_t *ids, const float *weights, scratch *s)
+static void sum_outputs(const workload *w, const int32_t *ids, const float *weights,
+                        check_scratch *s)
 {
     int64_t local = w->num_experts / w->num_ranks;
     bool first = true;
@@ -242,39 +181,21 @@ static void sum_outputs(const workload *w, const int32_t *ids, const float *weig
     }
 }
 
-static bool check_tokens(const workload *w, int rank, bool fp8, const uint16_t *out, scratch *s,
-                         char *message)
-{
-    double product = 0, squares = 0;
-    if (!workload_routing(w, rank, s->ids, s->weights))
-        return fail(message, "no memory for the reference");
-    for (int64_t t = 0; t < w->num_tokens; t++) {
-        const uint16_t *got = out + t * w->hidden;
-        expert_input(w, rank, t, fp8, s);
-        sum_outputs(w, s->ids + t * w->topk, s->weights + t * w->topk, s);
-        for (int64_t h = 0; h < w->hidden; h++) {
-            double value = float_from_bf16(got[h]);
-            if (got[h] != bf16_from_float(s->sum[h]))
-                return fail(message,
-                            "combine: token %" PRId64 ", channel %" PRId64 ": %g instead of %g", t,
-                            h, value, (double)float_from_bf16(bf16_from_float(s->sum[h])));
-            product += value * s->exact[h];
-            squares += value * value + s->exact[h] * s->exact[h];
-        }
-    }
-    double difference = squares > 0 ? 1 - 2 * product / squares : 0;
-    if (!(difference < TOLERANCE))
-        return fail(message, "combine: relative squared difference %g, at most %g", difference,
-                    TOLERANCE);
-    return true;
-}
-
 bool check_combine(const workload *w, int rank, bool fp8, const uint16_t *out,
                    char message[CHECK_MESSAGE_MAX])
 {
-    scratch s = {0};
+    check_scratch s = {0};
+    check_difference d = {0, 0};
     message[0] = 0;
-    bool good = scratch_alloc(w, &s, message) && check_tokens(w, rank, fp8, out, &s, message);
-    scratch_free(&s);
+    bool good = check_scratch_alloc(w, &s, message);
+    if (good && !workload_routing(w, rank, s.ids, s.weights))
+        good = check_fail(message, "no memory for the reference");
+    for (int64_t t = 0; good && t < w->num_tokens; t++) {
+        check_expert_input(w, rank, t, fp8, &s);
+        sum_outputs(w, s.ids + t * w->topk, s.weights + t * w->topk, &s);
+        good = check_output(w, t, out + t * w->hidden, &s, &d, message);
+    }
+    good = good && check_difference_below(&d, TOLERANCE, message);
+    check_scratch_free(&s);
     return good;
 }

@@ -5,6 +5,10 @@
 
 #define CHUNK 16384 /* about a row, as dispatch copies them */
 
+/* Bytes that a rank copies in a round at least. Less is repeated: starting together would take
+   longer than copying, and the limit would be too easy to reach. */
+#define LEAST_BYTES ((size_t)8 << 20)
+
 static void copy_whole(void *to, const void *from, size_t bytes)
 {
     memcpy(to, from, bytes);
@@ -16,28 +20,42 @@ static void copy_chunks(void *to, const void *from, size_t bytes)
         memcpy((char *)to + i, (const char *)from + i, bytes - i < CHUNK ? bytes - i : CHUNK);
 }
 
-ep_status copy_limit_measure(rank_self *self, span *spans, void *a, void *b, size_t bytes)
+ep_status copy_limit_measure(rank_self *self, copy_round *rounds, void *a, void *b, size_t bytes)
 {
+    size_t times = bytes > 0 && bytes < LEAST_BYTES ? (LEAST_BYTES + bytes - 1) / bytes : 1;
     for (int i = 0; i < COPY_ROUNDS; i++) {
         void *to = i & 1 ? a : b, *from = i & 1 ? b : a;
         ep_status status = ep_group_barrier(self->group);
         if (status != EP_OK)
             return status;
-        span *s = &spans[i * self->num_ranks + self->rank];
-        s->start_ns = clock_ns();
-        if (bytes > 0)
+        copy_round *round = &rounds[i * self->num_ranks + self->rank];
+        round->time.start_ns = clock_ns();
+        for (size_t k = 0; k < times && bytes > 0; k++)
             (i & 2 ? copy_chunks : copy_whole)(to, from, bytes);
-        s->end_ns = clock_ns();
+        round->time.end_ns = clock_ns();
+        round->bytes = (int64_t)(bytes * times);
     }
     return EP_OK;
 }
 
-double copy_limit_rate(const span *spans, int rounds, int num_ranks, int64_t bytes)
+/* Bytes per microsecond of all ranks, from the first one's start to the last one's end. */
+static double rate_of_round(const copy_round *ranks, int num_ranks)
 {
-    int64_t best = INT64_MAX;
-    for (int i = 0; i < rounds; i++) {
-        int64_t ns = span_all_ns(spans + (size_t)i * (size_t)num_ranks, num_ranks);
-        best = ns < best ? ns : best;
+    int64_t first = ranks[0].time.start_ns, last = ranks[0].time.end_ns, bytes = 0;
+    for (int r = 0; r < num_ranks; r++) {
+        first = ranks[r].time.start_ns < first ? ranks[r].time.start_ns : first;
+        last = ranks[r].time.end_ns > last ? ranks[r].time.end_ns : last;
+        bytes += ranks[r].bytes;
     }
-    return best > 0 ? (double)bytes * 1e3 / (double)best : 0;
+    return last > first ? (double)bytes * 1e3 / (double)(last - first) : 0;
+}
+
+double copy_limit_rate(const copy_round *rounds, int count, int num_ranks)
+{
+    double best = 0;
+    for (int i = 0; i < count; i++) {
+        double rate = rate_of_round(rounds + (size_t)i * (size_t)num_ranks, num_ranks);
+        best = rate > best ? rate : best;
+    }
+    return best;
 }

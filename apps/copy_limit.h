@@ -14,12 +14,18 @@
 
 #define COPY_ROUNDS 6 /* of one copy_limit_measure() */
 
-/* Copies `bytes` between `a` and `b`, to and fro, COPY_ROUNDS times, which leaves both alike. Fills
-   spans[round * num_ranks + rank] of this rank. Collective. */
-ep_status copy_limit_measure(rank_self *self, span *spans, void *a, void *b, size_t bytes);
+/* What one rank did in one round. */
+typedef struct copy_round {
+    span time;
+    int64_t bytes;
+} copy_round;
 
-/* Bytes per microsecond of the best of `rounds` rounds, in which all ranks together copied
-   `bytes`; 0 when there was nothing to copy. */
-double copy_limit_rate(const span *spans, int rounds, int num_ranks, int64_t bytes);
+/* Copies `bytes` between `a` and `b`, to and fro, COPY_ROUNDS times, which leaves both alike. Fills
+   rounds[round * num_ranks + rank] of this rank. Collective. */
+ep_status copy_limit_measure(rank_self *self, copy_round *rounds, void *a, void *b, size_t bytes);
+
+/* Bytes per microsecond that all ranks copied together in the best of `count` rounds; 0 when there
+   was nothing to copy. */
+double copy_limit_rate(const copy_round *rounds, int count, int num_ranks);
 
 #endif

@@ -47,7 +47,7 @@ typedef struct demo_context {
     workload load;
     demo_rank_result *results;     /* [ranks] */
     span *spans;                   /* [phase][DEMO_ITERATIONS][ranks] */
-    span *copies;                  /* [COPY_ROUNDS][ranks] */
+    copy_round *copies;            /* [COPY_ROUNDS][ranks] */
     uint16_t *out[DEMO_NUM_WIRES]; /* [ranks * tokens, DEMO_HIDDEN] BF16, of all ranks */
     uint16_t *stage;               /* [ranks][stage_rows, DEMO_HIDDEN]: what the emulated
                                       all-to-all goes through */

@@ -38,7 +38,7 @@ static report collect(const demo_context *c, const demo_check *check)
                                              : DEMO_ITERATIONS;
         r.us[p] = span_median_us(demo_span_at(c, p, 0, 0), iterations, ranks);
     }
-    double rate = copy_limit_rate(c->copies, COPY_ROUNDS, ranks, r.rows * DEMO_ROW_BF16);
+    double rate = copy_limit_rate(c->copies, COPY_ROUNDS, ranks);
     r.limit_us[DEMO_DISPATCH] = (double)(r.rows * DEMO_ROW_BF16) / rate;
     r.limit_us[DEMO_DISPATCH_FP8] = (double)(r.rows * DEMO_ROW_FP8) / rate;
     /* A copy of n bytes reads n and writes n; combine reads rows and writes tokens. */

@@ -15,16 +15,6 @@ double median(double *values, size_t n)
     return n % 2 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-int64_t span_all_ns(const span *spans, int num_ranks)
-{
-    int64_t first = spans[0].start_ns, last = spans[0].end_ns;
-    for (int r = 1; r < num_ranks; r++) {
-        first = spans[r].start_ns < first ? spans[r].start_ns : first;
-        last = spans[r].end_ns > last ? spans[r].end_ns : last;
-    }
-    return last - first;
-}
-
 static double slowest_us(const span *spans, int num_ranks)
 {
     int64_t slowest = 0;

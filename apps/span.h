@@ -10,9 +10,6 @@ typedef struct span {
     int64_t start_ns, end_ns; /* of clock_ns() */
 } span;
 
-/* From the first rank's start to the last one's end. */
-int64_t span_all_ns(const span *spans, int num_ranks);
-
 /* Median over iterations of the slowest rank, microseconds; spans [iterations][num_ranks].
    -1 when out of memory. */
 double span_median_us(const span *spans, int64_t iterations, int num_ranks);

@@ -18,8 +18,9 @@ if(cjson_FOUND)
 endif()
 
 # The traditional path over MPI that `bench ep --baseline mpi` compares with; a
-# program of its own, so that the command needs no MPI.
-if(NOT EP_MPI STREQUAL "OFF")
+# program of its own, so that the command needs no MPI. Not under sanitizers, which
+# would judge the MPI library.
+if(NOT EP_MPI STREQUAL "OFF" AND EP_SANITIZE STREQUAL "")
   find_package(MPI QUIET COMPONENTS C)
   if(MPI_C_FOUND AND MPIEXEC_EXECUTABLE)
     file(GLOB ep_mpi_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bench/mpi_*.c)

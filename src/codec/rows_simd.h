@@ -278,7 +278,7 @@ static void dequantise(const uint8_t *q, const void *scales, ep_scale kind, size
 /* --------------------------------------------------- sums and elementwise */
 
 #define REDUCE_AHEAD 2048 /* bytes */
-#define REDUCE_PAIRS 4 /* accumulators of one pass over the rows, in pairs */
+#define REDUCE_PAIRS 4    /* accumulators of one pass over the rows, in pairs */
 
 /* Elements [i, i + pairs * PAIR) of all terms. */
 EPI_INLINE void reduce_columns(ep_dtype dtype, const struct epi_terms *t, bool weighted,

@@ -4,7 +4,8 @@
  *
  * These definitions are the reference. Every other path, device code included,
  * must give the same bits, so only +, *, /, fma and integer operations appear,
- * and a NaN result is always the one that a GPU's conversions give.
+ * and a NaN result is always the one that a GPU's conversions give. Compile with
+ * -ffp-contract=off, or -fmad=false for a device: fma stands only where written.
  */
 #ifndef EPI_CODEC_SCALAR_H
 #define EPI_CODEC_SCALAR_H

@@ -40,6 +40,20 @@ static void the_keys_are_stable(void **state)
     command_free(&r);
 }
 
+static void low_latency_adds_hooks(void **state)
+{
+    (void)state;
+    command_result r = bench("--mode ll --ranks 2 --tokens 5 --hidden 64 --topk 2 --experts 4");
+    assert_string_equal(r.err, "");
+    assert_int_equal(r.code, 0);
+    assert_non_null(strstr(r.out, "\"mode\": \"ll\""));
+    assert_true(json_number(r.out, "recv_tokens") == 2 * 5 * 2); /* a row per token and expert */
+    assert_true(json_number(r.out, "hook_send_us") > 0);
+    assert_true(json_number(r.out, "hook_recv_us") > 0);
+    assert_true(json_number(r.out, "round_trip_us") > 0);
+    command_free(&r);
+}
+
 static void every_kind_of_run_passes_its_check(void **state)
 {
     (void)state;
@@ -52,6 +66,11 @@ static void every_kind_of_run_passes_its_check(void **state)
         "--ranks 2 --tokens 40 --hidden 256 --threads 1",
         "--ranks 2 --tokens 0 --hidden 64",
         "--ranks 16 --tokens 9 --hidden 128 --seed 7",
+        "--mode ll --ranks 1 --tokens 1 --hidden 8 --topk 1 --experts 1",
+        "--mode ll --ranks 3 --tokens 7 --hidden 136 --topk 9 --experts 9 --wire fp8",
+        "--mode ll --ranks 4 --tokens 16 --hidden 512 --wire fp8 --ranks-as threads",
+        "--mode ll --ranks 2 --tokens 0 --hidden 64",
+        "--mode ll --ranks 8 --tokens 12 --hidden 256 --threads 1",
     };
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
         command_result r = bench(runs[i]);
@@ -189,6 +208,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_keys_are_stable),
+        cmocka_unit_test(low_latency_adds_hooks),
         cmocka_unit_test(every_kind_of_run_passes_its_check),
         cmocka_unit_test(the_seed_decides_the_routing),
         cmocka_unit_test(a_trace_gives_the_routing),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* ctest-timeout: 300 */
+/* ctest-label: notsan */
 /* `entrepot demo` and `entrepot info` as scripts see them. */
 #include "support/command.h"
 #include "support/test.h"

@@ -50,6 +50,8 @@ static const struct {
     {"entrepot run -n 2", "entrepot run: PROGRAM is missing (see entrepot run --help)\n"},
     {"entrepot run -n 1025 -- true", "entrepot run: --ranks is '1025'; it can be an integer in "
                                      "1..1024 (see entrepot run --help)\n"},
+    {"entrepot bench ep --mode fast", "entrepot bench ep: --mode is 'fast'; it can be normal or ll "
+                                      "(see entrepot bench ep --help)\n"},
     {"entrepot bench ep --wire fp9",
      "entrepot bench ep: --wire is 'fp9'; it can be bf16 or fp8 (see entrepot bench ep --help)\n"},
     {"entrepot bench ep --ranks-as fibres", "entrepot bench ep: --ranks-as is 'fibres'; it can be "
