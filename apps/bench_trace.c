@@ -46,32 +46,39 @@ static void write_span(json *j, const span *s, int64_t origin, int rank, int pha
     json_close_object(j);
 }
 
-bool bench_write_trace(const bench_context *c)
+static void write_events(json *j, const bench_context *c)
 {
     const bench_options *o = c->options;
-    FILE *file = fopen(o->trace_out_path, "we");
-    json j;
-    bool good = file != NULL;
-    if (good) {
-        int64_t origin = bench_span_at(c, BENCH_LAYOUT, 0, 0)->start_ns;
-        json_start(&j, file);
-        json_open_object(&j, NULL);
-        json_open_array(&j, "traceEvents");
-        for (int r = 0; r < o->ranks; r++)
-            write_rank_names(&j, o, r);
-        for (int p = 0; p < BENCH_NUM_PHASES; p++) {
-            for (int64_t i = 0; bench_has_phase(o, p) && i < o->iters; i++) {
-                for (int r = 0; r < o->ranks; r++)
-                    write_span(&j, bench_span_at(c, p, i, r), origin, r, p, i);
-            }
+    int64_t origin = bench_span_at(c, BENCH_LAYOUT, 0, 0)->start_ns;
+    json_open_object(j, NULL);
+    json_open_array(j, "traceEvents");
+    for (int r = 0; r < o->ranks; r++)
+        write_rank_names(j, o, r);
+    for (int p = 0; p < BENCH_NUM_PHASES; p++) {
+        for (int64_t i = 0; bench_has_phase(o, p) && i < o->iters; i++) {
+            for (int r = 0; r < o->ranks; r++)
+                write_span(j, bench_span_at(c, p, i, r), origin, r, p, i);
         }
-        json_close_array(&j);
-        json_close_object(&j);
-        good = json_finish(&j);
-        good = fclose(file) == 0 && good;
     }
-    if (!good)
-        fprintf(stderr, "entrepot bench ep: --trace-out %s: %s\n", o->trace_out_path,
-                strerror(errno));
-    return good;
+    json_close_array(j);
+    json_close_object(j);
+}
+
+static bool failed(const bench_context *c)
+{
+    fprintf(stderr, "entrepot bench ep: --trace-out %s: %s\n", c->options->trace_out_path,
+            strerror(errno));
+    return false;
+}
+
+bool bench_write_trace(const bench_context *c)
+{
+    json j;
+    FILE *file = fopen(c->options->trace_out_path, "we");
+    if (!file)
+        return failed(c);
+    json_start(&j, file);
+    write_events(&j, c);
+    bool written = json_finish(&j);
+    return (fclose(file) == 0 && written) || failed(c);
 }
