@@ -3,6 +3,7 @@
 #include "support/command.h"
 #include "support/test.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static void the_minimal_example_prints_what_it_says(void **state)
@@ -20,6 +21,33 @@ static void the_minimal_example_prints_what_it_says(void **state)
     command_free(&r);
 }
 
+static char *read_file(const char *path)
+{
+    static char text[2][1 << 17];
+    static int next;
+    char *into = text[next++ & 1];
+    FILE *file = fopen(path, "r");
+    assert_non_null(file);
+    into[fread(into, 1, sizeof text[0] - 1, file)] = 0;
+    fclose(file);
+    return into;
+}
+
+static void the_readme_shows_this_very_program(void **state)
+{
+    (void)state;
+    char *readme = read_file(EP_SOURCE_DIR "/README.md");
+    char *program = strstr(read_file(EP_SOURCE_DIR "/examples/minimal.c"), "#include");
+    char *shown = strstr(readme, "```c\n");
+    assert_non_null(program);
+    assert_non_null(shown);
+    shown += strlen("```c\n");
+    char *end = strstr(shown, "```");
+    assert_non_null(end);
+    *end = 0;
+    assert_string_equal(shown, program);
+}
+
 static void a_wrong_number_of_ranks_is_explained(void **state)
 {
     (void)state;
@@ -33,6 +61,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_minimal_example_prints_what_it_says),
+        cmocka_unit_test(the_readme_shows_this_very_program),
         cmocka_unit_test(a_wrong_number_of_ranks_is_explained),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
