@@ -4,7 +4,6 @@
 #include "base/error.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct callback_bootstrap {
     epi_bootstrap base;
@@ -22,31 +21,19 @@ static ep_status callback_allgather(epi_bootstrap *base, const void *send, void 
     return EP_OK;
 }
 
-static void callback_close(epi_bootstrap *base)
-{
-    free(base->scratch);
-    free(base);
-}
-
 ep_status epi_bootstrap_callback(int rank, int num_ranks, ep_allgather_fn allgather, void *context,
                                  epi_bootstrap **bootstrap)
 {
     callback_bootstrap *self = calloc(1, sizeof *self);
-    uint8_t *scratch = malloc((size_t)num_ranks * EPI_BOOTSTRAP_MAX);
-    if (self == NULL || scratch == NULL) {
-        free(self);
-        free(scratch);
+    if (self == NULL)
         return epi_fail(EP_ERR_MEMORY, "no memory for the bootstrap of %d ranks", num_ranks);
-    }
-    self->base = (epi_bootstrap){callback_allgather, callback_close, rank, num_ranks, scratch};
     self->allgather = allgather;
     self->context = context;
-    *bootstrap = &self->base;
-    return EP_OK;
-}
-
-void epi_bootstrap_close(epi_bootstrap *bootstrap)
-{
-    if (bootstrap != NULL)
-        bootstrap->close(bootstrap);
+    ep_status status =
+        epi_bootstrap_init(&self->base, callback_allgather, epi_bootstrap_free, rank, num_ranks);
+    if (status != EP_OK)
+        epi_bootstrap_free(&self->base);
+    else
+        *bootstrap = &self->base;
+    return status;
 }

@@ -16,24 +16,17 @@ static ep_status alone_allgather(epi_bootstrap *base, const void *send, void *re
     return EP_OK;
 }
 
-static void alone_close(epi_bootstrap *base)
-{
-    free(base->scratch);
-    free(base);
-}
-
 static ep_status open_alone(epi_bootstrap **bootstrap)
 {
-    epi_bootstrap *base = malloc(sizeof *base);
-    uint8_t *scratch = malloc(EPI_BOOTSTRAP_MAX);
-    if (base == NULL || scratch == NULL) {
-        free(base);
-        free(scratch);
+    epi_bootstrap *base = calloc(1, sizeof *base);
+    if (base == NULL)
         return epi_fail(EP_ERR_MEMORY, "no memory for the bootstrap of 1 rank");
-    }
-    *base = (epi_bootstrap){alone_allgather, alone_close, 0, 1, scratch};
-    *bootstrap = base;
-    return EP_OK;
+    ep_status status = epi_bootstrap_init(base, alone_allgather, epi_bootstrap_free, 0, 1);
+    if (status != EP_OK)
+        epi_bootstrap_free(base);
+    else
+        *bootstrap = base;
+    return status;
 }
 
 ep_status epi_bootstrap_local(uint64_t job, const char *name, int rank, int num_ranks,

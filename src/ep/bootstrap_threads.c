@@ -160,25 +160,19 @@ static ep_status threads_allgather(epi_bootstrap *base, const void *send, void *
     return status;
 }
 
-static void threads_close(epi_bootstrap *base)
-{
-    free(base->scratch);
-    free(base);
-}
-
 ep_status epi_bootstrap_threads(int rank, ep_thread_world *world, int64_t timeout_ms,
                                 epi_bootstrap **bootstrap)
 {
     threads_bootstrap *self = calloc(1, sizeof *self);
-    uint8_t *scratch = malloc((size_t)world->num_ranks * EPI_BOOTSTRAP_MAX);
-    if (self == NULL || scratch == NULL) {
-        free(self);
-        free(scratch);
+    if (self == NULL)
         return epi_fail(EP_ERR_MEMORY, "no memory for the bootstrap of %d ranks", world->num_ranks);
-    }
-    self->base = (epi_bootstrap){threads_allgather, threads_close, rank, world->num_ranks, scratch};
     self->world = world;
     self->timeout_ms = timeout_ms;
-    *bootstrap = &self->base;
-    return EP_OK;
+    ep_status status = epi_bootstrap_init(&self->base, threads_allgather, epi_bootstrap_free, rank,
+                                          world->num_ranks);
+    if (status != EP_OK)
+        epi_bootstrap_free(&self->base);
+    else
+        *bootstrap = &self->base;
+    return status;
 }

@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "base/error.h"
 #include "base/process.h"
+#include "ep/bootstrap.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -93,8 +94,7 @@ static void disconnect(client *self)
 static void client_close(epi_bootstrap *base)
 {
     disconnect((client *)base);
-    free(base->scratch);
-    free(base);
+    epi_bootstrap_free(base);
 }
 
 /* Connects to whoever has the name, if that is a process of this user. */
@@ -147,11 +147,8 @@ ep_status epi_client_open(const epi_rendezvous_name *name, int rank, int num_ran
         return epi_fail(EP_ERR_MEMORY, "no memory for the bootstrap of %d ranks", num_ranks);
     self->fd = -1;
     self->timeout_ms = timeout_ms;
-    self->base = (epi_bootstrap){client_allgather, client_close, rank, num_ranks,
-                                 malloc((size_t)num_ranks * EPI_BOOTSTRAP_MAX)};
-    ep_status status = EP_OK;
-    if (self->base.scratch == NULL)
-        status = epi_fail(EP_ERR_MEMORY, "no memory for the bootstrap of %d ranks", num_ranks);
+    ep_status status =
+        epi_bootstrap_init(&self->base, client_allgather, client_close, rank, num_ranks);
     if (status == EP_OK)
         status = join(self, name);
     if (status == EP_OK)

@@ -45,8 +45,7 @@ static void switch_close(epi_bootstrap *base)
 {
     group_bootstrap *self = (group_bootstrap *)base;
     epi_bootstrap_close(self->outside);
-    free(base->scratch);
-    free(base);
+    epi_bootstrap_free(base);
 }
 
 static ep_status check_config(const ep_group_config *given, ep_group_config *config)
@@ -139,7 +138,7 @@ static ep_status resolve_rest(group_settings *settings)
     settings->ranks_per_node = config->ranks_per_node;
     if (settings->ranks_per_node == 0)
         settings->ranks_per_node = settings->num_ranks;
-    if (settings->ranks_per_node < 0 || settings->num_ranks % settings->ranks_per_node != 0)
+    if (settings->ranks_per_node < 1 || settings->num_ranks % settings->ranks_per_node != 0)
         return epi_fail(EP_ERR_ARGUMENT,
                         "ranks_per_node is %d; it can be a divisor of num_ranks %d",
                         config->ranks_per_node, settings->num_ranks);
@@ -196,31 +195,30 @@ static ep_status agree_settings(const group_settings *settings, epi_bootstrap *b
     return compare_hellos(all, settings->num_ranks);
 }
 
-static ep_group *group_alloc(const group_settings *settings)
+/* Everything but what needs the other ranks; takes over `outside`. */
+static ep_status group_alloc(const group_settings *settings, epi_bootstrap *outside,
+                             ep_group **allocated)
 {
     ep_group *group = calloc(1, sizeof *group);
     group_bootstrap *bootstrap = calloc(1, sizeof *bootstrap);
-    if (group != NULL && bootstrap != NULL) {
-        size_t ranks = (size_t)settings->num_ranks;
-        group->masked = calloc(ranks, sizeof *group->masked);
-        uint8_t *scratch = malloc(ranks * EPI_BOOTSTRAP_MAX);
-        bootstrap->base = (epi_bootstrap){switch_allgather, switch_close, settings->rank,
-                                          settings->num_ranks, scratch};
-        bootstrap->group = group;
-        group->bootstrap = &bootstrap->base;
-        group->rank = settings->rank;
-        group->num_ranks = settings->num_ranks;
-        group->ranks_per_node = settings->ranks_per_node;
-        group->timeout_ms = settings->timeout_ms;
-        if (group->masked != NULL && scratch != NULL)
-            return group;
-        free(group->masked);
-        free(scratch);
+    bool *masked = calloc((size_t)settings->num_ranks, sizeof *masked);
+    if (group == NULL || bootstrap == NULL || masked == NULL) {
+        free(group);
+        free(bootstrap);
+        free(masked);
+        return epi_fail(EP_ERR_MEMORY, "no memory for a group of %d ranks", settings->num_ranks);
     }
-    free(group);
-    free(bootstrap);
-    epi_fail(EP_ERR_MEMORY, "no memory for a group of %d ranks", settings->num_ranks);
-    return NULL;
+    *allocated = group;
+    group->rank = settings->rank;
+    group->num_ranks = settings->num_ranks;
+    group->ranks_per_node = settings->ranks_per_node;
+    group->timeout_ms = settings->timeout_ms;
+    group->masked = masked;
+    group->bootstrap = &bootstrap->base;
+    bootstrap->group = group;
+    bootstrap->outside = outside;
+    return epi_bootstrap_init(&bootstrap->base, switch_allgather, switch_close, settings->rank,
+                              settings->num_ranks);
 }
 
 static ep_status connect_group(ep_group *group, const char *transport)
@@ -249,13 +247,12 @@ static ep_status create(const ep_group_config *given, ep_group **created)
         epi_bootstrap_close(outside);
         return status;
     }
-    ep_group *group = group_alloc(&settings);
-    status = epi_agree(outside, group != NULL ? EP_OK : EP_ERR_MEMORY);
+    ep_group *group = NULL;
+    status = epi_agree(outside, group_alloc(&settings, outside, &group));
     if (group == NULL) {
         epi_bootstrap_close(outside);
         return status;
     }
-    ((group_bootstrap *)group->bootstrap)->outside = outside;
     if (status == EP_OK)
         status = connect_group(group, settings.transport);
     if (status == EP_OK)

@@ -3,6 +3,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "ep/bootstrap.h"
 #include "ep/rank_list.h"
 
 #include <poll.h>
@@ -182,8 +183,7 @@ static void hub_close(epi_bootstrap *base)
         leave(&hub->ranks[rank]);
     free(hub->ranks);
     free(hub->polls);
-    free(base->scratch);
-    free(hub);
+    epi_bootstrap_free(base);
 }
 
 ep_status epi_hub_open(const epi_rendezvous_name *name, int num_ranks, int64_t timeout_ms,
@@ -196,12 +196,10 @@ ep_status epi_hub_open(const epi_rendezvous_name *name, int num_ranks, int64_t t
     hub->timeout_ms = timeout_ms;
     hub->ranks = calloc(ranks, sizeof *hub->ranks);
     hub->polls = calloc(ranks + EPI_HUB_PENDING + 1, sizeof *hub->polls);
-    hub->base =
-        (epi_bootstrap){hub_allgather, hub_close, 0, num_ranks, malloc(ranks * EPI_BOOTSTRAP_MAX)};
+    ep_status status = epi_bootstrap_init(&hub->base, hub_allgather, hub_close, 0, num_ranks);
     for (int rank = 0; hub->ranks != NULL && rank < num_ranks; rank++)
         hub->ranks[rank].fd = -1;
-    ep_status status = EP_OK;
-    if (hub->ranks == NULL || hub->polls == NULL || hub->base.scratch == NULL)
+    if (status == EP_OK && (hub->ranks == NULL || hub->polls == NULL))
         status = epi_fail(EP_ERR_MEMORY, "no memory for the bootstrap of %d ranks", num_ranks);
     if (status == EP_OK)
         status = epi_hub_join(hub, name);

@@ -77,12 +77,12 @@ typedef struct epi_transport_ops {
        Fails with EP_ERR_MEMORY rather than letting a later store fault. Never shrinks. */
     ep_status (*window_commit)(epi_window *window, size_t bytes);
 
-    /* Nothing happens when peer[dst] is NULL. */
     /* Local: backs or drops whole pages of this rank's window past the committed head, where it is
        used sparsely. Dropped pages read as zero. Peers may touch backed ones once told. */
     ep_status (*window_back)(epi_window *window, size_t from, size_t to);
     void (*window_drop)(epi_window *window, size_t from, size_t to);
 
+    /* Nothing happens when peer[dst] is NULL. */
     void (*notify)(epi_window *window, int dst, int slot, uint64_t value);
 
     /* Event count of this rank's own window; see above. sleep() returns after a notification, after

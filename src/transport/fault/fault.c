@@ -3,7 +3,7 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "transport/fault/options.h"
+#include "transport/fault/decide.h"
 #include "transport/fault/pump.h"
 
 #include <pthread.h>
@@ -13,11 +13,9 @@ typedef struct fault_transport {
     epi_transport base;
     epi_bootstrap *bootstrap;
     epi_transport *inner;
-    epi_fault_options options;
     epi_pump *pump;        /* NULL where nothing is ever late */
     pthread_mutex_t mutex; /* guards what follows: a rank may notify from several threads */
-    uint64_t random;
-    int64_t num_notified;
+    epi_fault_decider decider;
     int64_t last_due_ns;
 } fault_transport;
 
@@ -25,14 +23,6 @@ typedef struct fault_window {
     epi_window base; /* a copy of the inner one's, but for the transport */
     epi_window *inner;
 } fault_window;
-
-/* What is decided about one notification. */
-typedef struct decision {
-    bool kill;
-    bool stall;
-    int64_t due_ns;    /* 0: at once */
-    int64_t repeat_ns; /* 0: never */
-} decision;
 
 static fault_transport *self(epi_transport *transport)
 {
@@ -44,44 +34,16 @@ static epi_window *inner_window(epi_window *window)
     return ((fault_window *)window)->inner;
 }
 
-/* splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014). */
-static uint64_t next_random(uint64_t *state)
+/* When a notification goes out, 0 for at once. Without reordering none overtakes an earlier one. */
+static int64_t schedule(fault_transport *fault, int64_t now, int64_t delay_ns)
 {
-    uint64_t z = (*state += UINT64_C(0x9e3779b97f4a7c15));
-    z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return z ^ (z >> 31);
-}
-
-/* 0..most. The two draws a notification takes are taken whatever the options, so that with the same
-   seed adding one option leaves what the others decide. */
-static int64_t draw(uint64_t *state, int64_t most)
-{
-    return (int64_t)(next_random(state) % ((uint64_t)most + 1));
-}
-
-static decision decide(fault_transport *fault)
-{
-    const epi_fault_options *options = &fault->options;
-    decision made = {0};
-    pthread_mutex_lock(&fault->mutex);
-    fault->num_notified++;
-    made.kill = options->kill_rank == fault->base.rank && options->kill_at == fault->num_notified;
-    made.stall =
-        options->stall_rank == fault->base.rank && options->stall_at == fault->num_notified;
-    int64_t delay_ns = draw(&fault->random, options->delay_us * EPI_NS_PER_US);
-    bool repeat = draw(&fault->random, 99) < options->repeat;
-    int64_t now = epi_clock_ns();
-    if (options->delay_us > 0) {
-        made.due_ns = now + delay_ns;
-        if (!options->reorder && made.due_ns < fault->last_due_ns)
-            made.due_ns = fault->last_due_ns;
-        fault->last_due_ns = made.due_ns;
-    }
-    if (repeat)
-        made.repeat_ns = (made.due_ns != 0 ? made.due_ns : now) + delay_ns + EPI_NS_PER_MS;
-    pthread_mutex_unlock(&fault->mutex);
-    return made;
+    if (fault->decider.options.delay_us == 0)
+        return 0;
+    int64_t due = now + delay_ns;
+    if (!fault->decider.options.reorder && due < fault->last_due_ns)
+        due = fault->last_due_ns;
+    fault->last_due_ns = due;
+    return due;
 }
 
 static void post(fault_transport *fault, epi_window *inner, int dst, int slot, uint64_t value,
@@ -95,16 +57,21 @@ static void post(fault_transport *fault, epi_window *inner, int dst, int slot, u
 static void fault_notify(epi_window *window, int dst, int slot, uint64_t value)
 {
     fault_transport *fault = self(window->transport);
-    decision made = decide(fault);
+    pthread_mutex_lock(&fault->mutex);
+    epi_fault_decision made = epi_fault_decide(&fault->decider);
+    int64_t now = epi_clock_ns();
+    int64_t due = schedule(fault, now, made.delay_ns);
+    pthread_mutex_unlock(&fault->mutex);
     if (made.kill)
         fault->inner->ops->kill_self(fault->inner);
-    if (made.stall) {
-        struct timespec pause = epi_timespec(fault->options.stall_ms * EPI_NS_PER_MS);
+    if (made.stall_ns > 0) {
+        struct timespec pause = epi_timespec(made.stall_ns);
         nanosleep(&pause, NULL);
     }
-    post(fault, inner_window(window), dst, slot, value, made.due_ns);
-    if (made.repeat_ns != 0)
-        post(fault, inner_window(window), dst, slot, value, made.repeat_ns);
+    post(fault, inner_window(window), dst, slot, value, due);
+    if (made.repeat) /* later than the first, whatever its delay */
+        post(fault, inner_window(window), dst, slot, value,
+             (due != 0 ? due : now) + made.delay_ns + EPI_NS_PER_MS);
 }
 
 static void fault_window_destroy(epi_window *window)
@@ -249,8 +216,7 @@ static ep_status fault_prepare(epi_transport *inner, const char *options, fault_
         return epi_fail(EP_ERR_MEMORY, "no memory for the fault transport");
     fault->base = (epi_transport){&fault_ops, inner->rank, inner->num_ranks};
     fault->inner = inner;
-    fault->options = parsed;
-    fault->random = (uint64_t)parsed.seed + (uint64_t)inner->rank * UINT64_C(0xd1342543de82ef95);
+    fault->decider = epi_fault_decider_start(&parsed, inner->rank);
     pthread_mutex_init(&fault->mutex, NULL); /* never fails on Linux */
     ep_status status = EP_OK;
     if (parsed.delay_us > 0 || parsed.repeat > 0)
