@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 # Measures the tables of docs/performance.md on this machine, a few minutes.
 # usage: tools/bench.sh [COMMAND]     (default: build/release/bin/entrepot)
-# Quieten the machine first: every other load shows.
+# Every other load of the machine shows. As root, "chrt -f 10 tools/bench.sh" keeps it off the
+# cores while ranks have something to do.
 set -eu
 cd "$(dirname "$0")/.."
 entrepot=${1:-build/release/bin/entrepot}
@@ -18,6 +19,10 @@ ratio() { # ratio A B [FORMAT]
 
 milliseconds() { # milliseconds KEY
     ratio "$(value "$1")" 1000
+}
+
+microseconds() { # microseconds KEY
+    ratio "$(value "$1")" 1 %.1f
 }
 
 baseline=""
@@ -43,14 +48,15 @@ normal_row() { # normal_row RANKS TOKENS WIRE
     echo "| $1 | $2 | $3 | $(milliseconds dispatch_us) | $(faster dispatch) | $copied" \
         "| $(milliseconds combine_us) | $(faster combine)" \
         "| $(ratio "$(value combine_ordinary_us)" "$(value combine_us)")" \
-        "| $(value peak_to_inputs_outputs) |"
+        "| $(ratio "$(value peak_to_inputs_outputs)" 1) |"
 }
 
 low_latency_row() { # low_latency_row RANKS TOKENS EXPERTS
     run --mode ll --ranks "$1" --tokens "$2" --experts "$3" --wire fp8 --iters 100 --warmup 10
-    echo "| $1 | $2 | $3 | $(value dispatch_us) | $(faster dispatch)" \
-        "| $(ratio "$(value copy_limit_us)" "$(value dispatch_us)") | $(value combine_us)" \
-        "| $(faster combine) | $(value hook_send_us) | $(value round_trip_us) |"
+    echo "| $1 | $2 | $3 | $(microseconds dispatch_us) | $(faster dispatch)" \
+        "| $(ratio "$(value copy_limit_us)" "$(value dispatch_us)") | $(microseconds combine_us)" \
+        "| $(faster combine) | $(microseconds hook_send_us) | $(microseconds hook_recv_us)" \
+        "| $(microseconds round_trip_us) |"
 }
 
 echo "Normal mode, hidden 7168, top-8 of 256 experts, ranks as processes"
@@ -64,8 +70,8 @@ normal_row 64 64 bf16
 
 echo
 echo "Low-latency mode, hidden 7168, top-8, FP8 dispatch, BF16 combine"
-echo "| ranks | tokens | experts | dispatch us | times MPI | of copy limit | combine us | times MPI | hook send us | round trip us |"
-echo "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+echo "| ranks | tokens | experts | dispatch us | times MPI | of copy limit | combine us | times MPI | hook send us | hook receive us | round trip us |"
+echo "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 low_latency_row 2 1 64
 low_latency_row 2 128 64
 low_latency_row 8 128 256
