@@ -8,9 +8,10 @@ import numpy as np
 import entrepot
 from entrepot import ArgumentError
 from entrepot._tensor import (
+    CPU,
+    CUDA,
     I32,
     NUMPY,
-    TORCH_CPU,
     Kind,
     dtype_code,
     is_torch,
@@ -21,6 +22,7 @@ from entrepot._tensor import (
 from .config import Config
 from .handle import Handle, core_of
 from .low_latency import LowLatencyBuffer
+from .streams import Streams, default_kind, layout_on_device
 from .utils.event import EventHandle, EventOverlap
 
 Tensor = Any  # a torch tensor or a NumPy array
@@ -87,9 +89,10 @@ class Buffer(LowLatencyBuffer):
         self.explicitly_destroy = explicitly_destroy
         self.enable_shrink = enable_shrink
         self._buffers: Dict[Tuple[int, int], entrepot.Buffer] = {}
+        self._streams = Streams()
         self._destroyed = False
         self._init_low_latency()
-        self._buffer_of(TORCH_CPU)
+        self._buffer_of(default_kind())
 
     def _buffer_of(self, kind: Kind) -> entrepot.Buffer:
         """The window on a device, made when tensors of it first come."""
@@ -98,9 +101,20 @@ class Buffer(LowLatencyBuffer):
         if buffer is None:
             if self._destroyed:
                 raise RuntimeError("Buffer: it was destroyed")
-            buffer = entrepot.Buffer(self._ranks, num_threads=1, max_experts=_MAX_EXPERTS)
+            buffer = self._new_buffer(kind)
             self._buffers[where] = buffer
         return buffer
+
+    def _new_buffer(self, kind: Kind) -> entrepot.Buffer:
+        if kind.device == CPU:
+            return entrepot.Buffer(self._ranks, num_threads=1, max_experts=_MAX_EXPERTS)
+        return entrepot.Buffer(
+            self._ranks,
+            window_bytes=self.num_nvl_bytes,
+            max_experts=_MAX_EXPERTS,
+            device="cuda",
+            device_index=kind.device_index,
+        )
 
     def destroy(self) -> None:
         """Gives the window back; results that are still held stay readable. Waits for no other
@@ -160,8 +174,11 @@ class Buffer(LowLatencyBuffer):
         return -(-(size.window_bytes + size.private_bytes) // 128) * 128
 
     def get_comm_stream(self) -> Any:
-        """The stream that calls on CUDA tensors run on; without CUDA, torch's CPU stream, or None
-        without torch."""
+        """The stream that asynchronous calls on CUDA tensors run on; without CUDA, torch's CPU
+        stream, or None without torch."""
+        kind = default_kind()
+        if kind.device == CUDA:
+            return self._streams.comm(kind.device_index)
         torch = torch_module()
         return None if torch is None else torch.cpu.current_stream()
 
@@ -222,17 +239,21 @@ class Buffer(LowLatencyBuffer):
         Returns: num_tokens_per_rank [R] int32, None (one node), num_tokens_per_expert [E] int32,
             is_token_in_rank [T, R] bool, event.
         """
-        _check_allocation(previous_event, async_finish, allocate_on_comm_stream)
-        _wait_before(previous_event)
-        counts = entrepot.layout(topk_idx, num_experts, self.group_size)
-        event = EventOverlap(EventHandle._of_call(None) if async_finish else None)
-        return (
-            counts.tokens_per_rank,
-            None,
-            counts.tokens_per_expert,
-            counts.token_in_rank,
-            event,
-        )
+        kind = kind_of(topk_idx)
+        order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
+        if kind.device == CPU:
+            if order.previous is not None:
+                order.previous.wait()
+            counts = entrepot.layout(topk_idx, num_experts, self.group_size)
+            per_rank, per_expert = counts.tokens_per_rank, counts.tokens_per_expert
+            in_rank = counts.token_in_rank
+        else:
+            with order.submitting():
+                per_rank, per_expert, in_rank = layout_on_device(
+                    topk_idx, num_experts, self.group_size
+                )
+        event = order.done((topk_idx,), (per_rank, per_expert, in_rank))
+        return per_rank, None, per_expert, in_rank, event
 
     # ------------------------------------------------------------- dispatch
 
@@ -281,22 +302,25 @@ class Buffer(LowLatencyBuffer):
             recv_topk_weights, tokens per local expert, handle, event. With a handle given the
             second to fifth are None.
         """
-        _check_allocation(previous_event, async_finish, allocate_on_comm_stream)
-        _check_config(config)
-        previous = _pending_of(previous_event)
         x, scales = x if isinstance(x, tuple) else (x, None)
         kind = kind_of(x)
+        order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
+        spread, one_scale = _spread(scales, x.shape[1])
+        common = {
+            "scales": spread,
+            "previous": order.previous,
+            "stream": order.stream,
+            "num_sms": _num_sms(config),
+        }
         buffer = self._buffer_of(kind)
-        scales, one_scale = _spread(scales, x.shape[1])
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
                 raise ArgumentError("dispatch: with a handle, top-k ids and weights must be None")
-            got = buffer.dispatch_cached(x, core_of(handle), scales=scales, previous=previous)
-            rows = _rows_of(got, scales, one_scale)
-            return rows, None, None, None, None, _event(async_finish)
+            got = buffer.dispatch_cached(x, core_of(handle), **common)
+            rows = self._rows_of(got, order, scales, one_scale)
+            return rows, None, None, None, None, order.done((x, scales), ())
         if num_tokens_per_expert is None:
             raise ArgumentError("dispatch: num_tokens_per_expert is None, and so is handle")
-        num_experts = num_tokens_per_expert.shape[0]
         counts = None
         if topk_idx is None:
             topk_idx, counts = self._route_by_rank(
@@ -306,25 +330,25 @@ class Buffer(LowLatencyBuffer):
             x,
             topk_idx,
             topk_weights,
-            num_experts=num_experts,
-            scales=scales,
+            num_experts=num_tokens_per_expert.shape[0],
             expert_alignment=expert_alignment,
             num_worst_tokens=num_worst_tokens,
-            previous=previous,
+            **common,
         )
-        rows = _rows_of(got, scales, one_scale)
+        rows = self._rows_of(got, order, scales, one_scale)
         new_handle = Handle(got.handle, self.rank, kind, is_token_in_rank)
+        event = order.done((x, scales, topk_idx, topk_weights), ())
         if counts is not None:
-            return rows, None, None, counts, new_handle, _event(async_finish)
+            return rows, None, None, counts, new_handle, event
         counts = [] if num_worst_tokens else got.tokens_per_expert
-        return (
-            rows,
-            got.topk_idx,
-            got.topk_weights,
-            counts,
-            new_handle,
-            _event(async_finish),
-        )
+        return rows, got.topk_idx, got.topk_weights, counts, new_handle, event
+
+    def _rows_of(self, got: entrepot.Received, order: Any, scales: Any, one_scale: bool) -> Any:
+        """recv_x, with its scales if the input had them."""
+        order.returning(got)
+        if scales is None:
+            return got.x
+        return got.x, got.scales[:, :1] if one_scale else got.scales
 
     def _route_by_rank(
         self, in_rank: Any, per_expert: Any, alignment: int, num_worst_tokens: int
@@ -376,17 +400,26 @@ class Buffer(LowLatencyBuffer):
 
         Returns: combined_x [T, H], combined_topk_weights [T, K] or None, event.
         """
-        _check_allocation(previous_event, async_finish, allocate_on_comm_stream)
-        _check_config(config)
+        kind = kind_of(x)
+        order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
         core = core_of(handle)
-        buffer = self._buffer_of(kind_of(x))
+        buffer = self._buffer_of(kind)
         biases = () if bias is None else bias if isinstance(bias, tuple) else (bias,)
-        call = buffer._combine(
-            x, core, topk_weights, async_finish, bias=biases, previous=_pending_of(previous_event)
-        )
-        if not async_finish:
-            return (*call, EventOverlap(None))
-        return (*call.outputs(), EventOverlap(EventHandle._of_call(call)))
+        in_background = async_finish and kind.device == CPU
+        with order.allocating():
+            call = buffer._combine(
+                x,
+                core,
+                topk_weights,
+                in_background,
+                bias=biases,
+                previous=order.previous,
+                stream=order.stream,
+                num_sms=_num_sms(config),
+            )
+        if in_background:
+            return (*call.outputs(), EventOverlap(EventHandle._of_call(call)))
+        return (*call, order.done((x, topk_weights, *biases), call))
 
 
 _TOPK = 8  # ids of a token that size hints have room for
@@ -399,8 +432,9 @@ def _default_config(num_ranks: int) -> Config:
 
 
 def kind_of_dtype(dtype: Any) -> Kind:
+    """Where a tensor of that dtype is made: a torch one on the device that calls run on."""
     torch = torch_module()
-    return TORCH_CPU if torch is not None and isinstance(dtype, torch.dtype) else NUMPY
+    return default_kind() if torch is not None and isinstance(dtype, torch.dtype) else NUMPY
 
 
 def _width_of(dtype: Any) -> int:
@@ -408,42 +442,6 @@ def _width_of(dtype: Any) -> int:
     if kind_of_dtype(dtype).torch:
         return torch_module().empty(0, dtype=dtype).element_size()
     return np.dtype(dtype).itemsize
-
-
-def _check_allocation(
-    previous_event: Optional[EventOverlap], async_finish: bool, allocate_on_comm_stream: bool
-) -> None:
-    given = previous_event is not None and previous_event.event is not None
-    if allocate_on_comm_stream and not (given and async_finish):
-        raise ArgumentError("allocate_on_comm_stream needs previous_event and async_finish")
-
-
-def _check_config(config: Optional[Config]) -> None:
-    if config is not None and not isinstance(config, Config):
-        raise TypeError(f"config is a {type(config).__name__}; it must be a deep_ep.Config")
-
-
-def _pending_of(previous_event: Optional[EventOverlap]) -> Optional[entrepot.Event]:
-    """The background call that a call on the CPU must come after."""
-    if previous_event is None or previous_event.event is None:
-        return None
-    return previous_event.event._pending
-
-
-def _wait_before(previous_event: Optional[EventOverlap]) -> None:
-    pending = _pending_of(previous_event)
-    if pending is not None:
-        pending.wait()
-
-
-def _event(async_finish: bool) -> EventOverlap:
-    return EventOverlap(EventHandle._of_call(None) if async_finish else None)
-
-
-def _rows_of(got: entrepot.Received, scales: Any, one_scale: bool) -> Any:
-    if scales is None:
-        return got.x
-    return got.x, got.scales[:, :1] if one_scale else got.scales
 
 
 def _spread(scales: Any, hidden: int) -> Tuple[Any, bool]:
@@ -457,3 +455,12 @@ def _spread(scales: Any, hidden: int) -> Tuple[Any, bool]:
     if is_torch(scales):
         return scales.expand(scales.shape[0], columns), True
     return np.broadcast_to(scales, (scales.shape[0], columns)), True
+
+
+def _num_sms(config: Optional[Config]) -> int:
+    """SMs that a call on CUDA tensors may use."""
+    if config is None:
+        return Buffer.num_sms
+    if not isinstance(config, Config):
+        raise TypeError(f"config is a {type(config).__name__}; it must be a deep_ep.Config")
+    return config.num_sms

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, List
 if TYPE_CHECKING:
     from ._abi import Status
     from ._lib import version as __version__
-    from .buffer import Buffer, BufferInfo
+    from .buffer import Buffer, BufferInfo, TraceEvent
     from .errors import (
         AbortedError,
         ArgumentError,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Imported when first used, so that the doctor can speak where the library is missing.
 _HOMES = {
     "_abi": "Status",
-    "buffer": "Buffer BufferInfo",
+    "buffer": "Buffer BufferInfo TraceEvent",
     "errors": "AbortedError ArgumentError CapacityError CorruptError DeviceError Error FileError "
     "FormatError MismatchError OutOfMemoryError RankDeadError StateError SystemCallError "
     "UnsupportedError WaitTimeoutError",

@@ -184,6 +184,21 @@ class BufferInfo(_Sized):
     ]
 
 
+class TraceEvent(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("rank", c_int32),
+        ("call", c_uint64),
+        ("name", c_char_p),
+        ("phase", c_char_p),
+        ("begin_ns", c_int64),
+        ("end_ns", c_int64),
+    ]
+
+
+TraceFn = CFUNCTYPE(None, c_void_p, POINTER(TraceEvent))
+
+
 class NormalShape(_Sized):
     _fields_ = [
         ("size", c_size_t),
@@ -403,6 +418,7 @@ STRUCTS = {
     "ep_group_config": GroupConfig,
     "ep_buffer_config": BufferConfig,
     "ep_buffer_info": BufferInfo,
+    "ep_trace_event": TraceEvent,
     "ep_normal_shape": NormalShape,
     "ep_normal_size": NormalSize,
     "ep_allocator": Allocator,
@@ -455,6 +471,9 @@ FUNCTIONS = {
     "ep_buffer_alloc": (c_int, (c_void_p, c_size_t, _OUT)),
     "ep_buffer_free": (c_int, (c_void_p, c_void_p)),
     "ep_buffer_query": (c_int, (c_void_p, POINTER(BufferInfo))),
+    "ep_buffer_wait_cost": (c_int, (c_void_p, c_void_p, c_int32)),
+    "ep_buffer_wait_matrix": (c_int, (c_void_p, c_void_p, c_int32)),
+    "ep_buffer_set_trace": (c_int, (c_void_p, TraceFn, c_void_p)),
     "ep_normal_size_query": (c_int, (POINTER(NormalShape), POINTER(NormalSize))),
     "ep_layout": (
         c_int,

@@ -25,6 +25,7 @@ class Owner:
         self._parent = parent
         self._children: Deque[None] = deque()  # a count whose changes are atomic
         self.closing = False
+        self.keep: Any = None  # what C code may still use
         self.left: Deque[_Release] = deque()
         if parent is not None:
             parent.adopt()

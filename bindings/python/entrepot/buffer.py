@@ -5,6 +5,8 @@ import ctypes
 from ctypes import byref, c_void_p
 from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, TypeVar
 
+import numpy as np
+
 from . import _abi
 from ._abi import CombineArgs, CombineBackwardArgs, DispatchArgs, DispatchBackwardArgs
 from ._args import SCALES, choose, contiguous, expert_ranks, put, put_scales
@@ -43,6 +45,17 @@ class BufferInfo(NamedTuple):
     used_bytes: int  #: of them, held by live results, handles and alloc()
     peak_bytes: int  #: largest used + control so far
     num_calls: int  #: collective calls made so far
+
+
+class TraceEvent(NamedTuple):
+    """One phase of one call of one rank: work of its own, or a wait for peers."""
+
+    rank: int
+    call: int  #: its number on the buffer, the same on every rank
+    name: str
+    phase: str
+    begin_ns: int  #: on the machine's monotonic clock
+    end_ns: int
 
 
 class Buffer(LowLatency):
@@ -123,6 +136,7 @@ class Buffer(LowLatency):
             num_worst_tokens: results have exactly that many rows; CapacityError if more come.
             previous: an Event to be done before any tensor is touched.
             stream: of the device; None: torch's current one.
+            num_sms: SMs that the call may use; 0: the library's choice. CUDA only.
         """
         return self._dispatch(x, topk_idx, topk_weights, False, **options)
 
@@ -149,6 +163,7 @@ class Buffer(LowLatency):
         num_worst_tokens: int = 0,
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
+        num_sms: int = 0,
     ) -> Any:
         args = DispatchArgs.fresh()
         keep = [previous]
@@ -166,6 +181,7 @@ class Buffer(LowLatency):
         args.layout = choose(_LAYOUTS, "layout", layout)
         args.expert_alignment = expert_alignment
         args.num_worst_tokens = num_worst_tokens
+        args.num_sms = num_sms
         return self._receive(
             lib.ep_dispatch, args, kind_of(x), None, previous, stream, keep, background
         )
@@ -173,7 +189,7 @@ class Buffer(LowLatency):
     def dispatch_cached(self, x: Any, handle: Handle, **options: Any) -> Received:
         """dispatch() with the layout of an earlier one: only rows travel.
 
-        Args: x, scales, wire, scale, previous, stream as in dispatch().
+        Args: x, scales, wire, scale, previous, stream, num_sms as in dispatch().
         """
         return self._dispatch_cached(x, handle, False, **options)
 
@@ -192,6 +208,7 @@ class Buffer(LowLatency):
         scale: str = "f32",
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
+        num_sms: int = 0,
     ) -> Any:
         args = DispatchArgs.fresh()
         keep = [previous, handle]
@@ -201,6 +218,7 @@ class Buffer(LowLatency):
         args.wire = choose(_WIRES, "wire", wire)
         args.scale = choose(SCALES, "scale", scale)
         args.handle = handle.pointer
+        args.num_sms = num_sms
         return self._receive(
             lib.ep_dispatch, args, kind_of(x), handle, previous, stream, keep, background
         )
@@ -281,7 +299,7 @@ class Buffer(LowLatency):
                 expert: [T, K] float32 applied to the rows.
             bias: up to two [T, H] of y's dtype, added in float32.
             out: [T, H] of y's dtype; None: a new one.
-            previous, stream: as in dispatch().
+            previous, stream, num_sms: as in dispatch().
 
         Returns: out, and [T, K] summed weights where rows are by token and weights are given,
             else None.
@@ -305,6 +323,7 @@ class Buffer(LowLatency):
         out: Any = None,
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
+        num_sms: int = 0,
     ) -> Any:
         args = CombineArgs.fresh()
         keep = [previous, handle]
@@ -326,6 +345,7 @@ class Buffer(LowLatency):
                 out_weights = empty((info.num_tokens, *weights.shape[1:]), F32, kind)
                 put(args, CombineArgs.out_weights, out_weights, keep)
         args.handle = handle.pointer
+        args.num_sms = num_sms
         self._order(args, kind, previous, stream)
         return self._run(
             lib.ep_combine, (byref(args),), lambda: (out, out_weights), keep, background, True
@@ -407,6 +427,38 @@ class Buffer(LowLatency):
         with self._owner.lock:
             check(lib.ep_buffer_query(self.pointer, byref(info)))
         return BufferInfo(*(getattr(info, name) for name in BufferInfo._fields))
+
+    # ------------------------------------------------------------ diagnosis
+
+    def wait_cost(self, reset: bool = False) -> np.ndarray:
+        """[R] int64 nanoseconds that this rank's calls waited for each rank since the last
+        reset. Local."""
+        cost = np.zeros(self.group.size, np.int64)
+        with self._owner.lock:
+            check(lib.ep_buffer_wait_cost(self.pointer, cost.ctypes.data, reset))
+        return cost
+
+    def wait_matrix(self, reset: bool = False) -> np.ndarray:
+        """[R, R] int64 nanoseconds that rank i waited for rank j. Collective."""
+        cost = np.zeros((self.group.size, self.group.size), np.int64)
+        with self._owner.lock:
+            check(lib.ep_buffer_wait_matrix(self.pointer, cost.ctypes.data, reset))
+        return cost
+
+    def set_trace(self, trace: Optional[Callable[[TraceEvent], None]]) -> None:
+        """Has `trace` called after every phase of this rank's calls, by the thread that runs the
+        call; None ends that. Exceptions in it are printed and otherwise ignored."""
+
+        def call(_context: Any, event: Any) -> None:
+            e = event.contents
+            trace(  # type: ignore[misc]
+                TraceEvent(e.rank, e.call, e.name.decode(), e.phase.decode(), e.begin_ns, e.end_ns)
+            )
+
+        function = _abi.TraceFn(call) if trace is not None else _abi.TraceFn()
+        with self._owner.lock:
+            check(lib.ep_buffer_set_trace(self.pointer, function, None))
+            self._owner.keep = function  # lives as long as it may be called
 
     def close(self) -> None:
         """Frees the window once the last array in it is gone. Waits for no other rank."""

@@ -3,6 +3,7 @@
 
 import ctypes
 from ctypes import byref
+from functools import partial
 from typing import Any, Callable, List, Optional
 
 import numpy as np
@@ -102,11 +103,14 @@ class _Region:
         self._owner = owner
         owner.adopt()
         self.recv = recv
+        self.before: Optional[Callable[[], None]] = None
         self._release: Optional[Callable[[Any], None]] = release
 
     def release(self) -> None:
         release, self._release = self._release, None
         if release is not None:
+            if self.before is not None:
+                self.before()
             self._owner.release(release, self.recv)
 
     def __del__(self) -> None:
@@ -161,6 +165,10 @@ class Received:
         self.handle = Handle(owner, recv.handle, recv.x.shape[0]) if handle is None else handle
         #: rows that hold a token
         self.num_rows: int = recv.num_rows
+
+    def before_release(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Has a function called when the memory is given back."""
+        self._region.before = partial(function, *arguments)
 
     @property
     def tokens_per_expert(self) -> List[int]:

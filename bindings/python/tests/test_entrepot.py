@@ -265,6 +265,27 @@ def test_errors_name_the_argument(run):
     run(2, _errors, World(2, 6, 64, 2, 4, drop=0))
 
 
+def _diagnosis(group, world):
+    rank = group.rank
+    buffer = entrepot.Buffer(group)
+    phases = []
+    buffer.set_trace(phases.append)
+    buffer.dispatch(world.x[rank], world.idx[rank], num_experts=world.experts)
+    buffer.set_trace(None)
+    buffer.dispatch(world.x[rank], world.idx[rank], num_experts=world.experts)
+    assert phases and all(p.rank == rank and p.call == 1 for p in phases)
+    assert all(p.name == "ep_dispatch" and p.begin_ns <= p.end_ns for p in phases)
+    cost = buffer.wait_cost()
+    assert cost.shape == (2,) and (cost >= 0).all()
+    matrix = buffer.wait_matrix(reset=True)
+    np.testing.assert_array_equal(matrix[rank], cost)
+    assert buffer.wait_cost().sum() == 0
+
+
+def test_diagnosis(run):
+    run(2, _diagnosis, World(2, 20, 64, 2, 4))
+
+
 def _late(group):
     group.timeout_ms = 300
     assert group.timeout_ms == 300

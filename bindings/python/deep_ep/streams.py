@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Order of a call: after what it starts, on which stream it runs, and what tells that it is done.
+
+On the CPU calls run in program order, except behind a background call that
+previous_event stands for. On CUDA a call that was not asked to be
+asynchronous runs on the caller's current stream; an asynchronous one runs on
+the communication stream, after previous_event or else after the current
+stream, and its event is recorded there.
+"""
+
+import os
+from contextlib import nullcontext
+from typing import Any, Dict, Iterable, Optional, Tuple
+
+import entrepot
+from entrepot import ArgumentError
+from entrepot._tensor import CPU, CUDA, NUMPY, TORCH_CPU, Kind, torch_module
+from entrepot.devices import num_gpus
+
+from .utils.event import EventHandle, EventOverlap
+
+
+def check_allocation(
+    previous_event: Optional[EventOverlap], async_finish: bool, allocate_on_comm_stream: bool
+) -> None:
+    given = previous_event is not None and previous_event.event is not None
+    if allocate_on_comm_stream and not (given and async_finish):
+        raise ArgumentError("allocate_on_comm_stream needs previous_event and async_finish")
+
+
+class CpuOrder:
+    """Of a call on CPU tensors."""
+
+    stream: Optional[int] = None
+
+    def __init__(self, previous_event: Optional[EventOverlap], async_finish: bool):
+        self._async = async_finish
+        handle = None if previous_event is None else previous_event.event
+        #: the background call that this one must come after
+        self.previous: Optional[entrepot.Event] = None if handle is None else handle._pending
+
+    def allocating(self) -> Any:
+        """Context in which outputs are allocated."""
+        return nullcontext()
+
+    def returning(self, received: entrepot.Received) -> None:
+        """The call returns views of the window."""
+
+    def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
+        """The event of a call that is done, or was submitted to the stream."""
+        return EventOverlap(EventHandle._of_call(None) if self._async else None)
+
+
+class CudaOrder:
+    """Of a call on CUDA tensors."""
+
+    previous: Optional[entrepot.Event] = None
+
+    def __init__(
+        self,
+        comm: Any,
+        previous_event: Optional[EventOverlap],
+        async_finish: bool,
+        allocate_on_comm_stream: bool,
+    ):
+        self._torch = torch_module()
+        self._async, self._on_comm = async_finish, allocate_on_comm_stream
+        self._compute = self._torch.cuda.current_stream(comm.device)
+        self._comm = comm
+        self._launch = comm if async_finish else self._compute
+        handle = None if previous_event is None else previous_event.event
+        if handle is not None and handle._pending is not None:
+            handle._pending.wait()
+        if handle is not None and handle._cuda_event is not None:
+            self._launch.wait_event(handle._cuda_event)
+        elif async_finish:
+            comm.wait_stream(self._compute)
+        self.stream: Optional[int] = self._launch.cuda_stream
+
+    def allocating(self) -> Any:
+        """Context in which outputs are allocated."""
+        return self._torch.cuda.stream(self._launch) if self._on_comm else nullcontext()
+
+    def submitting(self) -> Any:
+        """Context in which torch's own kernels do the call."""
+        return self._torch.cuda.stream(self._launch)
+
+    def returning(self, received: entrepot.Received) -> None:
+        """The call returns views of the window. When they are given up, kernels of the caller's
+        may still read them: later calls on the communication stream, whose rows may come to lie
+        there, must wait for those."""
+        received.before_release(_join, self._torch, self._comm)
+
+    def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
+        """The event of a call that was submitted. The allocator learns that the tensors are in
+        use on a stream that did not make them."""
+        if not self._async:
+            return EventOverlap(None)
+        tensors = [t for t in (*inputs, *outputs) if t is not None]
+        for tensor in tensors:
+            tensor.record_stream(self._launch)
+            if self._on_comm:
+                tensor.record_stream(self._compute)
+        return EventOverlap(EventHandle._of_stream(self._launch), tuple(tensors))
+
+
+def _join(torch: Any, comm: Any) -> None:
+    if not torch.cuda.is_current_stream_capturing():
+        comm.wait_stream(torch.cuda.current_stream(comm.device))
+
+
+def layout_on_device(topk_idx: Any, num_experts: int, num_ranks: int) -> Tuple[Any, Any, Any]:
+    """Tokens per rank and per expert, and membership, without waiting for the device."""
+    torch = torch_module()
+    tokens, device = topk_idx.shape[0], topk_idx.device
+    given = topk_idx >= 0
+    ids = topk_idx.long()
+    ones = torch.ones(ids.numel(), dtype=torch.int32, device=device)
+    per_expert = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
+    per_expert.scatter_add_(0, torch.where(given, ids, num_experts).flatten(), ones)
+    ranks = torch.where(given, ids // (num_experts // num_ranks), num_ranks)
+    in_rank = torch.zeros((tokens, num_ranks + 1), dtype=torch.bool, device=device)
+    in_rank = in_rank.scatter_(1, ranks, True)[:, :num_ranks].contiguous()
+    return in_rank.sum(dim=0, dtype=torch.int32), per_expert[:num_experts], in_rank
+
+
+def default_kind() -> Kind:
+    """Where calls run unless their tensors say otherwise: the current GPU where torch uses CUDA
+    and the library's CUDA module is there, else the CPU. EP_DEVICE=cpu says CPU."""
+    torch = torch_module()
+    if torch is None:
+        return NUMPY
+    if os.environ.get("EP_DEVICE") == "cpu" or not torch.cuda.is_available() or not num_gpus():
+        return TORCH_CPU
+    return Kind(True, CUDA, torch.cuda.current_device())
+
+
+class Streams:
+    """The communication stream of each device, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._comm: Dict[int, Any] = {}
+
+    def comm(self, index: int) -> Any:
+        stream = self._comm.get(index)
+        if stream is None:
+            torch = torch_module()
+            stream = torch.cuda.Stream(device=index, priority=-1)
+            self._comm[index] = stream
+        return stream
+
+    def order(
+        self,
+        kind: Kind,
+        previous_event: Optional[EventOverlap],
+        async_finish: bool,
+        allocate_on_comm_stream: bool = False,
+    ) -> Any:
+        """How a call with these arguments is ordered."""
+        if allocate_on_comm_stream:
+            check_allocation(previous_event, async_finish, allocate_on_comm_stream)
+        if kind.device == CPU:
+            return CpuOrder(previous_event, async_finish)
+        return CudaOrder(
+            self.comm(kind.device_index), previous_event, async_finish, allocate_on_comm_stream
+        )
