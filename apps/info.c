@@ -91,7 +91,7 @@ static finding try_cuda(void)
     ep_buffer *buffer = NULL;
     ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
     config.device = EP_DEVICE_CUDA;
-    ep_status status = make_group(NULL, NULL, &group);
+    ep_status status = make_group("shm", NULL, &group);
     if (status == EP_OK)
         status = ep_buffer_create(group, &config, &buffer);
     finding f = note(status);

@@ -5,9 +5,11 @@
 #include "support/test.h"
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static command_result bench(const char *options)
@@ -192,6 +194,53 @@ static void the_baseline_runs_or_says_why_not(void **state)
     command_free(&info);
 }
 
+/* The first child of a process; waits for it to have one. */
+static int first_child(pid_t pid)
+{
+    char path[64];
+    int child = 0;
+    snprintf(path, sizeof path, "/proc/%d/task/%d/children", (int)pid, (int)pid);
+    for (int tries = 0; tries < 1000 && child == 0; tries++) {
+        FILE *file = fopen(path, "r");
+        if (!file || fscanf(file, "%d", &child) != 1)
+            child = 0;
+        if (file)
+            fclose(file);
+        usleep(10000);
+    }
+    return child;
+}
+
+static void a_killed_rank_is_named(void **state)
+{
+    (void)state;
+    FILE *err = tmpfile();
+    char text[1024];
+    int status = 0;
+    assert_non_null(err);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        dup2(fileno(err), STDERR_FILENO);
+        alarm(100);
+        execl(EP_COMMAND, "entrepot", "bench", "ep", "--ranks", "3", "--experts", "9", "--hidden",
+              "64", "--tokens", "64", "--iters", "1000000", "--json", (char *)NULL);
+        _exit(127);
+    }
+    int child = first_child(pid);
+    assert_true(child > 0);
+    usleep(300000); /* anywhere: while the group is made, or in the middle of a call */
+    assert_int_equal(kill(child, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 3);
+    rewind(err);
+    text[fread(text, 1, sizeof text - 1, err)] = 0;
+    fclose(err);
+    assert_string_equal(text, "entrepot bench ep: rank 0: ended by signal 9 (Killed) "
+                              "(EP_ERR_SYSTEM)\n");
+}
+
 static void plain_output_is_a_table(void **state)
 {
     (void)state;
@@ -215,6 +264,7 @@ int main(void)
         cmocka_unit_test(real_traces_pass),
         cmocka_unit_test(the_timeline_is_a_chrome_trace),
         cmocka_unit_test(the_baseline_runs_or_says_why_not),
+        cmocka_unit_test(a_killed_rank_is_named),
         cmocka_unit_test(plain_output_is_a_table),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
