@@ -37,10 +37,9 @@ void epi_plan_order(const float *weight, int n, uint64_t *keys, int *order)
         order[i] = (int)(uint32_t)from[i];
 }
 
-ep_status epi_packer_open(epi_packer *packer, int capacity, const char *call)
+ep_status epi_packer_open(epi_packer *packer, int capacity)
 {
     size_t n = (size_t)capacity;
-    packer->capacity = capacity;
     packer->keys = malloc(2 * n * sizeof *packer->keys);
     packer->order = malloc(n * sizeof *packer->order);
     packer->held = malloc(n * sizeof *packer->held);
@@ -49,7 +48,7 @@ ep_status epi_packer_open(epi_packer *packer, int capacity, const char *call)
     if (packer->keys && packer->order && packer->held && packer->sum && packer->tree)
         return EP_OK;
     epi_packer_close(packer);
-    return epi_fail(EP_ERR_MEMORY, "%s: no memory to pack %d items", call, capacity);
+    return epi_fail(EP_ERR_MEMORY, "ep_plan_eplb: no memory for %d items", capacity);
 }
 
 void epi_packer_close(epi_packer *packer)

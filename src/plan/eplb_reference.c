@@ -57,7 +57,7 @@ static ep_status scratch_open(scratch *s, const epi_plan *plan)
 {
     int e = plan->experts, p = plan->replicas, g = plan->groups;
     memset(s, 0, sizeof *s);
-    EPI_TRY(epi_packer_open(&s->packer, p, "ep_plan_eplb"));
+    EPI_TRY(epi_packer_open(&s->packer, p));
     s->block = malloc((3 * (size_t)g + 4 * (size_t)e + 5 * (size_t)p) * sizeof *s->block);
     if (!s->block) {
         epi_packer_close(&s->packer);

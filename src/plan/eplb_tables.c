@@ -24,14 +24,18 @@ static ep_status check_layer(const epi_plan *plan, const char *call, const char 
 }
 
 ep_status epi_plan_check_placement(const epi_plan *plan, const char *call, const char *name,
-                                   const int32_t *phy2log, int *counts)
+                                   const int32_t *phy2log)
 {
     if (!phy2log)
         return epi_fail(EP_ERR_ARGUMENT, "%s: %s is NULL", call, name);
-    for (int layer = 0; layer < plan->layers; layer++)
-        EPI_TRY(check_layer(plan, call, name, layer,
-                            phy2log + (size_t)layer * (size_t)plan->replicas, counts));
-    return EP_OK;
+    int *counts = malloc((size_t)plan->experts * sizeof *counts);
+    if (!counts)
+        return epi_fail(EP_ERR_MEMORY, "%s: no memory for %d counts", call, plan->experts);
+    ep_status status = EP_OK;
+    for (int layer = 0; layer < plan->layers && status == EP_OK; layer++)
+        status = check_layer(plan, call, name, layer, phy2log + epi_plan_row(plan, layer), counts);
+    free(counts);
+    return status;
 }
 
 static int largest(const int *counts, int n)

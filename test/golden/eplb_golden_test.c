@@ -40,7 +40,8 @@ static void equals_the_worked_example(void **state)
     (void)state;
     ep_plan_config config = config_of(2, 12, 16, 4, 2, 8);
     int32_t phy2log[2][16], rank[2][16], log2phy[2][12][2], logcnt[2][12], most = 0;
-    assert_int_equal(ep_plan_eplb(&config, &example_load[0][0], phy2log[0], rank[0]), EP_OK);
+    assert_int_equal(ep_plan_eplb(&config, &example_load[0][0], NULL, phy2log[0], rank[0], NULL),
+                     EP_OK);
     assert_memory_equal(phy2log, example_phy2log, sizeof phy2log);
     assert_int_equal(ep_plan_max_count(&config, phy2log[0], &most), EP_OK);
     assert_int_equal(most, 2);
@@ -75,7 +76,7 @@ static void check_golden(const char *source, const char *tag, ep_plan_config con
     assert_true(load && phy2log && logcnt);
     for (size_t i = 0; i < layers * experts; i++)
         load[i] = (float)counts[(size_t)skip * experts + i];
-    assert_int_equal(ep_plan_eplb(&config, load, phy2log, NULL), EP_OK);
+    assert_int_equal(ep_plan_eplb(&config, load, NULL, phy2log, NULL, NULL), EP_OK);
     assert_int_equal(ep_plan_tables(&config, phy2log, NULL, config.replicas, NULL, logcnt), EP_OK);
     snprintf(file, sizeof file, "golden/eplb_%s%s.json", source, tag);
     double *want_phy = numbers_expect(file, "phy2log", layers * replicas);

@@ -119,7 +119,7 @@ static void equals_the_slow_version(void **state)
         float load[MOST];
         int32_t phy[MOST], rank[MOST], want_phy[MOST], want_rank[MOST];
         fill(load, c.experts, round % 5);
-        assert_int_equal(ep_plan_eplb(&c, load, phy, rank), EP_OK);
+        assert_int_equal(ep_plan_eplb(&c, load, NULL, phy, rank, NULL), EP_OK);
         slow_layer(&c, load, want_phy, want_rank);
         assert_memory_equal(phy, want_phy, (size_t)c.replicas * sizeof *phy);
         assert_memory_equal(rank, want_rank, (size_t)c.replicas * sizeof *rank);
@@ -134,7 +134,7 @@ static void inverts_its_placement(void **state)
         float load[MOST];
         int32_t phy[MOST], rank[MOST], count[MOST], most = 0, total = 0;
         fill(load, c.experts, round % 5);
-        assert_int_equal(ep_plan_eplb(&c, load, phy, rank), EP_OK);
+        assert_int_equal(ep_plan_eplb(&c, load, NULL, phy, rank, NULL), EP_OK);
         assert_int_equal(ep_plan_max_count(&c, phy, &most), EP_OK);
         int32_t *log2phy = malloc((size_t)(c.experts * most) * sizeof *log2phy);
         assert_non_null(log2phy);
@@ -157,7 +157,7 @@ static void refuses(ep_plan_config c, const float *load, const char *message)
 {
     int32_t phy[16];
     memset(phy, 0x55, sizeof phy);
-    assert_int_equal(ep_plan_eplb(&c, load, phy, NULL), EP_ERR_ARGUMENT);
+    assert_int_equal(ep_plan_eplb(&c, load, NULL, phy, NULL, NULL), EP_ERR_ARGUMENT);
     assert_string_equal(ep_last_error(), message);
     for (int i = 0; i < 16; i++)
         assert_int_equal(phy[i], 0x55555555);
@@ -175,7 +175,7 @@ static void names_the_bad_argument(void **state)
     good.nodes = 2;
     good.gpus = 8;
     int32_t phy[16];
-    assert_int_equal(ep_plan_eplb(&good, load, phy, NULL), EP_OK);
+    assert_int_equal(ep_plan_eplb(&good, load, NULL, phy, NULL, NULL), EP_OK);
     c = good, c.layers = 0;
     refuses(c, load, "ep_plan_eplb: layers is 0, allowed: 1..1048576");
     c = good, c.replicas = 8;
@@ -189,17 +189,17 @@ static void names_the_bad_argument(void **state)
     c = good, c.replicas = 17;
     refuses(c, load, "ep_plan_eplb: gpus is 8, which does not divide replicas, 17");
     c = good, c.size = 3;
-    refuses(c, load, "ep_plan_eplb: config.size is 3, allowed: 8..40");
+    refuses(c, load, "ep_plan_eplb: config.size is 3, allowed: 8..48");
     refuses(good, NULL, "ep_plan_eplb: load is NULL");
     load[4] = -1;
-    refuses(good, load, "ep_plan_eplb: load[0][4] is -1, allowed: finite and not negative");
+    refuses(good, load, "ep_plan_eplb: load[0][0][4] is -1, allowed: finite and not negative");
     load[4] = NAN;
-    refuses(good, load, "ep_plan_eplb: load[0][4] is nan, allowed: finite and not negative");
+    refuses(good, load, "ep_plan_eplb: load[0][0][4] is nan, allowed: finite and not negative");
     load[4] = load[5] = 3e38f;
-    refuses(good, load, "ep_plan_eplb: load[0] sums to 6e+38, allowed: up to 3.40282e+38");
-    assert_int_equal(ep_plan_eplb(NULL, load, phy, NULL), EP_ERR_ARGUMENT);
+    refuses(good, load, "ep_plan_eplb: load[0][0] sums to 6e+38, allowed: up to 3.40282e+38");
+    assert_int_equal(ep_plan_eplb(NULL, load, NULL, phy, NULL, NULL), EP_ERR_ARGUMENT);
     load[4] = load[5] = 1;
-    assert_int_equal(ep_plan_eplb(&good, load, NULL, NULL), EP_ERR_ARGUMENT);
+    assert_int_equal(ep_plan_eplb(&good, load, NULL, NULL, NULL, NULL), EP_ERR_ARGUMENT);
     assert_string_equal(ep_last_error(), "ep_plan_eplb: phy2log is NULL");
 }
 
