@@ -2,14 +2,17 @@
 #include "transport/pages.h"
 
 #include "base/error.h"
+#include "transport/available.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define HUGE_PAGE ((size_t)2 << 20)
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+#define CHECKED_MIN ((size_t)2 << 20) /* below it is not worth reading files for */
 
 static size_t round_up(size_t bytes, size_t unit)
 {
@@ -21,30 +24,14 @@ size_t epi_pages_round(size_t bytes)
     return round_up(bytes, (size_t)sysconf(_SC_PAGESIZE));
 }
 
-/* MemAvailable of /proc/meminfo in bytes, or UINT64_MAX where it cannot be read. */
-static uint64_t machine_available(void)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    if (file == NULL)
-        return UINT64_MAX;
-    uint64_t available = UINT64_MAX;
-    char line[128];
-    unsigned long long kib;
-    while (fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            available = (uint64_t)kib * 1024;
-    fclose(file);
-    return available;
-}
-
 ep_status epi_pages_check_available(size_t bytes)
 {
-    if (bytes < HUGE_PAGE) /* not worth reading a file for */
+    if (bytes < CHECKED_MIN)
         return EP_OK;
-    uint64_t available = machine_available();
+    uint64_t available = epi_memory_available("/proc", "/sys/fs/cgroup");
     if (bytes > available)
-        return epi_fail(EP_ERR_MEMORY, "%zu bytes more of window memory: this machine has %llu",
-                        bytes, (unsigned long long)available);
+        return epi_fail(EP_ERR_MEMORY, "%zu bytes more of window memory: %llu are available", bytes,
+                        (unsigned long long)available);
     return EP_OK;
 }
 
@@ -67,11 +54,14 @@ void epi_pages_unmap(uint8_t *base, size_t reserve)
 
 ep_status epi_pages_populate(uint8_t *base, size_t from, size_t to)
 {
-    if (to <= from || madvise(base + from, to - from, MADV_POPULATE_WRITE) == 0)
-        return EP_OK;
-    if (errno == EINVAL) /* before Linux 5.14: pages come at first touch */
-        return EP_OK;
-    return epi_fail_errno(EP_ERR_MEMORY, "backing %zu bytes of a window", to - from);
+    while (to > from && madvise(base + from, to - from, MADV_POPULATE_WRITE) != 0) {
+        if (errno == EINTR)
+            continue;
+        if (errno == EINVAL) /* before Linux 5.14: pages come at first touch */
+            return EP_OK;
+        return epi_fail_errno(EP_ERR_MEMORY, "backing %zu bytes of a window", to - from);
+    }
+    return EP_OK;
 }
 
 void epi_pages_drop(uint8_t *base, size_t from, size_t to)

@@ -15,8 +15,7 @@ size_t epi_pages_round(size_t bytes);
    others remains; it is what keeps a hopeless request from waking the out-of-memory killer. */
 ep_status epi_pages_check_available(size_t bytes);
 
-/* Maps all of a memory file, or anonymous private memory for fd -1, and reserves no swap for it.
-   Large windows are aligned for huge pages. */
+/* Maps all of a memory file, or anonymous private memory for fd -1, and reserves no swap for it. */
 ep_status epi_pages_map(int fd, size_t reserve, uint8_t **base);
 void epi_pages_unmap(uint8_t *base, size_t reserve);
 

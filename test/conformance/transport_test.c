@@ -7,6 +7,7 @@
 #include "support/ranks.h"
 #include "support/test.h"
 
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -269,6 +270,42 @@ static void commit_is_visible(void **state)
     on_all(3, grows, NULL);
 }
 
+/* Pages past the committed head come and go; dropped ones read as zero when they are back. */
+static int backs_and_drops(ep_group *group, void *arg)
+{
+    (void)arg;
+    const epi_transport_ops *ops = group->transport->ops;
+    const size_t from = 20 * MIB, to = 24 * MIB;
+    epi_window *window;
+    TEST_OK(make_window(group, 64 * MIB, 65536, &window));
+    for (uint64_t round = 1; round <= 4; round++) {
+        TEST_OK(ops->window_back(window, from, to));
+        TEST_CHECK(window->committed == 65536);
+        for (size_t i = from; i < to; i += 512)
+            TEST_CHECK(window->base[i] == 0);
+        notify_all(group, window, 0, round);
+        TEST_CHECK(await_all(group, window, 0, round) == 0);
+        for (int rank = 0; rank < group->num_ranks; rank++)
+            memset(window->peer[rank] + from + MIB * (size_t)group->rank, 7 + group->rank, MIB);
+        notify_all(group, window, 1, round);
+        TEST_CHECK(await_all(group, window, 1, round) == 0);
+        for (int rank = 0; rank < group->num_ranks; rank++)
+            TEST_CHECK(window->base[from + MIB * (size_t)rank + MIB - 1] == 7 + rank);
+        ops->window_drop(window, from, to);
+    }
+    TEST_OK(ops->window_back(window, from, from));
+    TEST_CHECK(ops->window_back(window, from, 65 * MIB) == EP_ERR_ARGUMENT);
+    TEST_CHECK(ops->window_back(window, to, from) == EP_ERR_ARGUMENT);
+    drop_window(group, window);
+    return 0;
+}
+
+static void pages_come_and_go(void **state)
+{
+    (void)state;
+    on_all(3, backs_and_drops, NULL);
+}
+
 static size_t more_than_there_is(void)
 {
     FILE *file = fopen("/proc/meminfo", "r");
@@ -420,6 +457,49 @@ static void sleep_is_bounded(void **state)
     on_all(2, sleeps_for_a_while, NULL);
 }
 
+/* Rank r may run on core_of[r] alone, anywhere for -1. */
+static int counts_ranks_per_core(int rank, int num_ranks, void *arg)
+{
+    const int *core_of = arg;
+    cpu_set_t all, one;
+    TEST_CHECK(sched_getaffinity(0, sizeof all, &all) == 0);
+    int cores = CPU_COUNT(&all), first = 0;
+    while (!CPU_ISSET(first, &all))
+        first++;
+    if (core_of[rank] >= 0) {
+        int core = first;
+        for (int skip = core_of[rank]; skip > 0; skip--)
+            do
+                core++;
+            while (!CPU_ISSET(core, &all));
+        CPU_ZERO(&one);
+        CPU_SET(core, &one);
+        TEST_CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+    }
+    ep_group_config config = EP_GROUP_CONFIG_INIT;
+    config.rank = rank;
+    config.num_ranks = num_ranks;
+    ep_group *group = NULL;
+    TEST_OK(ep_group_create(&config, &group));
+    int expected = core_of[0] < 0 ? (num_ranks + cores - 1) / cores : core_of[num_ranks + rank];
+    TEST_CHECK(group->transport->ops->ranks_per_core(group->transport) == expected);
+    ep_group_destroy(group);
+    return 0;
+}
+
+static void cores_are_counted(void **state)
+{
+    (void)state;
+    cpu_set_t all;
+    /* core of each rank, then how many ranks each finds on its core */
+    int free_ranks[] = {-1, -1, -1, 0, 0, 0}, together[] = {0, 0, 0, 3, 3, 3},
+        apart[] = {0, 1, 1, 1, 2, 2};
+    assert_int_equal(test_run_processes(3, counts_ranks_per_core, free_ranks), 0);
+    assert_int_equal(test_run_processes(3, counts_ranks_per_core, together), 0);
+    if (sched_getaffinity(0, sizeof all, &all) == 0 && CPU_COUNT(&all) >= 2)
+        assert_int_equal(test_run_processes(3, counts_ranks_per_core, apart), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -428,7 +508,8 @@ int main(void)
         cmocka_unit_test(many_sources),        cmocka_unit_test(commit_is_visible),
         cmocka_unit_test(too_much_is_refused), cmocka_unit_test(peers_are_read),
         cmocka_unit_test(errors_are_agreed),   cmocka_unit_test(windows_outlive_their_owner),
-        cmocka_unit_test(sleep_is_bounded),
+        cmocka_unit_test(sleep_is_bounded),    cmocka_unit_test(pages_come_and_go),
+        cmocka_unit_test(cores_are_counted),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
