@@ -18,8 +18,9 @@ enum { BENCH_BASELINE_NONE, BENCH_BASELINE_MPI };
 
 typedef struct bench_options {
     int mode, backend, wire, ranks_as, baseline;
-    int64_t ranks, tokens, hidden, topk, experts, iters, warmup, seed, threads;
+    int64_t ranks, tokens, hidden, topk, experts, iters, warmup, seed, threads, plan_layer;
     const char *trace_path;     /* NULL: random routing */
+    const char *plan_path;      /* NULL: experts in equal blocks */
     const char *trace_out_path; /* NULL: no Chrome trace */
     bool check, json;
 } bench_options;
@@ -55,6 +56,7 @@ extern const char *const bench_phase_names[BENCH_NUM_PHASES];
 /* What one rank found out; in memory that ranks share. */
 typedef struct bench_rank_result {
     int64_t recv_tokens;          /* rows received in one iteration */
+    int64_t pairs;                /* (token, expert) pairs for its experts */
     int64_t inputs_outputs;       /* bytes of tensors: x, routing, received rows, y, out */
     int64_t window_bytes;         /* backed by memory in the end */
     int64_t resident_bytes;       /* proportional share of memory, largest */
@@ -101,11 +103,18 @@ ep_status bench_ll_rank(rank_self *self);
    what `b` holds already. An exit code. */
 int bench_run_baseline(const bench_options *o, bench_baseline *b);
 
+/* The same routing without --plan, measured just before. */
+typedef struct bench_unplanned {
+    bool present;
+    double dispatch_us, combine_us;
+    int64_t recv_tokens, most_recv_tokens, most_pairs;
+} bench_unplanned;
+
 /* Whether this build has the baseline. */
 bool bench_baseline_present(void);
 
 /* Prints the results; an exit code. */
-int bench_report(const bench_context *c, const bench_baseline *b);
+int bench_report(const bench_context *c, const bench_baseline *b, const bench_unplanned *u);
 
 /* Writes the spans as Chrome trace events, one track per rank and phase. */
 bool bench_write_trace(const bench_context *c);

@@ -78,6 +78,11 @@ static void build_words(words *w, const bench_options *o, const char *program)
         add(w, "--trace");
         add(w, o->trace_path);
     }
+    if (o->plan_path) {
+        add(w, "--plan");
+        add(w, o->plan_path);
+        add_number(w, "--plan-layer", o->plan_layer);
+    }
     if (o->check)
         add(w, "--check");
     w->word[w->count] = NULL;

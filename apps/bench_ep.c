@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* entrepot bench ep: options, and the order of things. */
-#include "bench.h"
+#include "bench_stats.h"
 #include "commands.h"
 #include "exit.h"
 #include "options.h"
@@ -40,6 +40,11 @@ static int parse(int argc, char **argv, bench_options *o)
         OPTION_TEXT("trace", "FILE", &o->trace_path,
                     "take the routing from FILE: per line K expert ids a token, an empty column, "
                     "as many weights, tab-separated"),
+        OPTION_TEXT("plan", "FILE", &o->plan_path,
+                    "place experts as `entrepot plan eplb --json` wrote to FILE; also times the "
+                    "same routing without"),
+        OPTION_INTEGER("plan-layer", "N", &o->plan_layer, 0, 1 << 20,
+                       "layer of the plan, counted from 0, default 0"),
         OPTION_SWITCH("check", &o->check, "compare with an independent reference; exit 1 if wrong"),
         OPTION_CHOICE("baseline", "NAME", &o->baseline, baselines,
                       "time the traditional path as well"),
@@ -89,24 +94,92 @@ static bool alloc_shared(bench_context *c, size_t *bytes)
     return true;
 }
 
-static int measure(bench_context *c, bench_baseline *baseline)
+static int run_ranks(bench_context *c, const char *what)
 {
     const bench_options *o = c->options;
-    const ranks_config config = {"entrepot bench ep", "bench ep", (int)o->ranks,
+    const ranks_config config = {"entrepot bench ep", what, (int)o->ranks,
                                  o->ranks_as == BENCH_RANKS_THREADS,
                                  o->ranks * (o->warmup + o->iters)};
+    return ranks_run(&config, o->mode == BENCH_MODE_LL ? bench_ll_rank : bench_normal_rank, c);
+}
+
+/* The same routing with experts in equal blocks. */
+static int measure_unplanned(const bench_context *planned, bench_unplanned *u)
+{
+    bench_context c = {.options = planned->options, .load = planned->load};
+    size_t bytes = 0;
+    c.load.placement = NULL;
+    c.load.num_experts = c.options->experts;
+    int code = alloc_shared(&c, &bytes) ? run_ranks(&c, "without plan") : EXIT_RUNTIME;
+    if (code == EXIT_OK) {
+        bench_totals t = bench_sum(&c);
+        int ranks = (int)c.options->ranks;
+        *u = (bench_unplanned){
+            true,
+            span_median_us(bench_span_at(&c, BENCH_DISPATCH, 0, 0), c.options->iters, ranks),
+            span_median_us(bench_span_at(&c, BENCH_COMBINE, 0, 0), c.options->iters, ranks),
+            t.recv_tokens,
+            t.most_recv_tokens,
+            t.most_pairs};
+    }
+    ranks_shared_free(c.results, bytes);
+    return code;
+}
+
+static int measure(bench_context *c)
+{
+    const bench_options *o = c->options;
+    bench_baseline baseline = {0};
+    bench_unplanned unplanned = {0};
+    int code = EXIT_OK;
     /* The baseline runs before and after, and its better run counts: a machine that slows down
        or speeds up in between must not favour this library. */
-    int code = EXIT_OK;
     if (o->baseline == BENCH_BASELINE_MPI)
-        code = bench_run_baseline(o, baseline);
+        code = bench_run_baseline(o, &baseline);
+    if (code == EXIT_OK && o->plan_path)
+        code = measure_unplanned(c, &unplanned);
     if (code == EXIT_OK)
-        code = ranks_run(&config, o->mode == BENCH_MODE_LL ? bench_ll_rank : bench_normal_rank, c);
+        code = run_ranks(c, "bench ep");
     if (code == EXIT_OK && o->baseline == BENCH_BASELINE_MPI)
-        code = bench_run_baseline(o, baseline);
+        code = bench_run_baseline(o, &baseline);
     if (code == EXIT_OK && o->trace_out_path && !bench_write_trace(c))
         code = EXIT_RUNTIME;
-    return code == EXIT_OK ? bench_report(c, baseline) : code;
+    return code == EXIT_OK ? bench_report(c, &baseline, &unplanned) : code;
+}
+
+static int bad_file(const char *name, const char *path, const char *message)
+{
+    fprintf(stderr, "entrepot bench ep: %s %s: %s\n", name, path, message);
+    return EXIT_USAGE;
+}
+
+/* Reads the files that shape the routing; an exit code. */
+static int load_files(const bench_options *o, trace *routing, placement *plan)
+{
+    char message[PLACEMENT_MESSAGE_MAX];
+    if (o->trace_path && !trace_load(o->trace_path, (int)o->topk, o->experts, routing, message))
+        return bad_file("--trace", o->trace_path, message);
+    if (o->plan_path &&
+        !placement_load(o->plan_path, o->plan_layer, o->experts, o->ranks, plan, message))
+        return bad_file("--plan", o->plan_path, message);
+    return EXIT_OK;
+}
+
+static int run(const bench_options *o, const trace *routing, const placement *plan)
+{
+    bench_context c = {.options = o};
+    size_t bytes = 0;
+    c.load = (workload){(uint64_t)o->seed,
+                        (int)o->ranks,
+                        o->tokens,
+                        o->hidden,
+                        (int)o->topk,
+                        o->plan_path ? plan->slots : o->experts,
+                        o->trace_path ? routing : NULL,
+                        o->plan_path ? plan : NULL};
+    int code = alloc_shared(&c, &bytes) ? measure(&c) : EXIT_RUNTIME;
+    ranks_shared_free(c.results, bytes);
+    return code;
 }
 
 int cmd_bench_ep(int argc, char **argv)
@@ -119,24 +192,15 @@ int cmd_bench_ep(int argc, char **argv)
                        .iters = 20,
                        .warmup = 3,
                        .seed = 1};
+    trace routing = {0};
+    placement plan = {0};
     int code = parse(argc, argv, &o);
     if (code)
         return code < 0 ? EXIT_OK : code;
-    trace routing = {0};
-    if (o.trace_path) {
-        char message[TRACE_MESSAGE_MAX];
-        if (!trace_load(o.trace_path, (int)o.topk, o.experts, &routing, message)) {
-            fprintf(stderr, "entrepot bench ep: --trace %s: %s\n", o.trace_path, message);
-            return EXIT_USAGE;
-        }
-    }
-    bench_context c = {.options = &o,
-                       .load = {(uint64_t)o.seed, (int)o.ranks, o.tokens, o.hidden, (int)o.topk,
-                                o.experts, o.trace_path ? &routing : NULL}};
-    bench_baseline baseline = {0};
-    size_t bytes = 0;
-    code = alloc_shared(&c, &bytes) ? measure(&c, &baseline) : EXIT_RUNTIME;
-    ranks_shared_free(c.results, bytes);
+    code = load_files(&o, &routing, &plan);
+    if (code == EXIT_OK)
+        code = run(&o, &routing, &plan);
     trace_free(&routing);
+    placement_free(&plan);
     return code;
 }

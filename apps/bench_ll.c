@@ -29,7 +29,7 @@ static ep_status dispatch(ll_rank *l, ep_event **event)
     args.x = ep_tensor_2d(b->x, EP_BF16, b->o->tokens, b->o->hidden);
     args.topk_idx = ep_tensor_2d(b->ids, EP_I32, b->o->tokens, b->o->topk);
     args.max_tokens = max_tokens(b->o);
-    args.num_experts = b->o->experts;
+    args.num_experts = b->c->load.num_experts;
     args.wire = b->o->wire == BENCH_WIRE_FP8 ? EP_E4M3 : EP_BF16;
     args.completion = EP_COMPLETE_BY_HOOK;
     return ep_ll_dispatch(b->buffer, &args, &l->recv, event);
@@ -72,7 +72,8 @@ static void expert_row(const ll_rank *l, const float *e4m3, int64_t expert, int6
 {
     const bench_options *o = l->base.o;
     const ep_tensor *x = &l->recv.x, *scales = &l->recv.scales;
-    int64_t local = o->experts / o->ranks, at = expert * x->stride[0] + row * x->stride[1];
+    int64_t local = l->base.c->load.num_experts / o->ranks,
+            at = expert * x->stride[0] + row * x->stride[1];
     float factor = check_ll_factor(l->base.self->rank * local + expert);
     for (int64_t h = 0; h < o->hidden; h++) {
         float value;
@@ -133,7 +134,8 @@ static ep_status first_round(ll_rank *l)
     const bench_options *o = b->o;
     ep_tensor y;
     BENCH_TRY(dispatch(l, NULL));
-    int64_t rows = b->result->recv_tokens = count_rows(l);
+    int64_t rows = count_rows(l);
+    b->result->recv_tokens = b->result->pairs = rows;
     BENCH_TRY(ep_ll_combine_buffer(b->buffer, l->recv.handle, &y));
     run_experts(l, &y);
     BENCH_TRY(combine(l, y, b->out, NULL));

@@ -25,7 +25,7 @@ static ep_status dispatch(normal_rank *n, ep_handle *cached)
     if (!cached) {
         args.topk_idx = ep_tensor_2d(b->ids, EP_I32, b->o->tokens, b->o->topk);
         args.topk_weights = ep_tensor_2d(b->weights, EP_F32, b->o->tokens, b->o->topk);
-        args.num_experts = b->o->experts;
+        args.num_experts = b->c->load.num_experts;
     }
     return ep_dispatch(b->buffer, &args, &n->recv, NULL);
 }
@@ -82,6 +82,9 @@ static ep_status first_round(normal_rank *n)
     n->handle = n->recv.handle;
     n->num_rows = n->recv.num_rows;
     b->result->recv_tokens = n->num_rows;
+    const int32_t *counts = n->recv.tokens_per_expert.data;
+    for (int64_t e = 0; e < n->recv.tokens_per_expert.shape[0]; e++)
+        b->result->pairs += counts[e];
     size_t bytes = (size_t)(n->num_rows * o->hidden) * sizeof *n->y;
     BENCH_TRY(ep_buffer_alloc(b->buffer, bytes ? bytes : 1, (void **)&n->y));
     run_experts(n);

@@ -36,7 +36,7 @@ static ep_status alloc_inputs(bench_rank *b)
     b->weights = bench_alloc(entries * sizeof *b->weights);
     b->x = bench_alloc(bench_out_bytes(o));
     b->out = bench_alloc(bench_out_bytes(o));
-    b->counts = bench_alloc((ranks + (size_t)o->experts) * sizeof *b->counts);
+    b->counts = bench_alloc((ranks + (size_t)b->c->load.num_experts) * sizeof *b->counts);
     b->member = bench_alloc((size_t)o->tokens * ranks);
     if (!b->ids || !b->weights || !b->x || !b->out || !b->counts || !b->member ||
         !workload_routing(&b->c->load, b->self->rank, b->ids, b->weights))
@@ -53,7 +53,7 @@ ep_status bench_rank_open(rank_self *self, bench_rank *b)
     *b = (bench_rank){.self = self, .c = c, .o = c->options, .result = &c->results[self->rank]};
     ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
     config.num_threads = (int32_t)b->o->threads;
-    config.max_experts = (int32_t)b->o->experts;
+    config.max_experts = (int32_t)b->c->load.num_experts;
     BENCH_TRY(alloc_inputs(b));
     return ep_buffer_create(self->group, &config, &b->buffer);
 }
@@ -74,8 +74,8 @@ ep_status bench_rank_layout(bench_rank *b)
 {
     int ranks = b->self->num_ranks;
     ep_tensor ids = ep_tensor_2d(b->ids, EP_I32, b->o->tokens, b->o->topk);
-    BENCH_TIMED(BENCH_LAYOUT, ep_layout(&ids, b->o->experts, NULL, ranks, ranks, b->counts, NULL,
-                                        b->counts + ranks, b->member));
+    BENCH_TIMED(BENCH_LAYOUT, ep_layout(&ids, b->c->load.num_experts, NULL, ranks, ranks, b->counts,
+                                        NULL, b->counts + ranks, b->member));
     return EP_OK;
 }
 

@@ -9,6 +9,7 @@
 typedef struct report {
     const bench_context *c;
     const bench_baseline *baseline;
+    const bench_unplanned *unplanned;
     bench_totals totals;
     double us[BENCH_NUM_PHASES];
     double limit_us[BENCH_NUM_PHASES]; /* of dispatch and combine; 0: nothing moves */
@@ -16,9 +17,14 @@ typedef struct report {
     int wrong_rank; /* -1: none */
 } report;
 
-static report collect(const bench_context *c, const bench_baseline *baseline)
+static report collect(const bench_context *c, const bench_baseline *baseline,
+                      const bench_unplanned *unplanned)
 {
-    report r = {.c = c, .baseline = baseline, .totals = bench_sum(c), .wrong_rank = -1};
+    report r = {.c = c,
+                .baseline = baseline,
+                .unplanned = unplanned,
+                .totals = bench_sum(c),
+                .wrong_rank = -1};
     int ranks = (int)c->options->ranks;
     double rate = copy_limit_rate(c->copies, 2 * COPY_ROUNDS, ranks);
     for (int p = 0; p < BENCH_NUM_PHASES; p++)
@@ -55,6 +61,7 @@ static void json_setting(json *j, const bench_options *o)
     json_text(j, "ranks_as", bench_ranks_as[o->ranks_as]);
     json_integer(j, "threads", o->threads);
     json_text(j, "trace", o->trace_path);
+    json_text(j, "plan", o->plan_path);
 }
 
 static void json_baseline(json *j, const report *r)
@@ -69,6 +76,19 @@ static void json_baseline(json *j, const report *r)
     json_text(j, "baseline_library", b->library);
     json_real(j, "speedup_dispatch", b->dispatch_us / r->us[BENCH_DISPATCH]);
     json_real(j, "speedup_combine", b->combine_us / r->us[BENCH_COMBINE]);
+}
+
+static void json_unplanned(json *j, const bench_unplanned *u)
+{
+    if (!u->present)
+        return;
+    json_open_object(j, "without_plan");
+    json_integer(j, "recv_tokens", u->recv_tokens);
+    json_integer(j, "most_recv_tokens", u->most_recv_tokens);
+    json_integer(j, "most_pairs", u->most_pairs);
+    json_real(j, "dispatch_us", u->dispatch_us);
+    json_real(j, "combine_us", u->combine_us);
+    json_close_object(j);
 }
 
 static void json_memory(json *j, const bench_totals *t)
@@ -94,6 +114,8 @@ static int print_json(const report *r)
     json_open_object(&j, NULL);
     json_setting(&j, r->c->options);
     json_integer(&j, "recv_tokens", r->totals.recv_tokens);
+    json_integer(&j, "most_recv_tokens", r->totals.most_recv_tokens);
+    json_integer(&j, "most_pairs", r->totals.most_pairs);
     json_integer(&j, "bytes_received", r->totals.bytes_received);
     for (int p = 0; p < BENCH_NUM_PHASES; p++) {
         if (bench_has_phase(r->c->options, p))
@@ -105,6 +127,7 @@ static int print_json(const report *r)
     json_close_object(&j);
     json_memory(&j, &r->totals);
     json_baseline(&j, r);
+    json_unplanned(&j, r->unplanned);
     json_text(&j, "check", r->check);
     json_close_object(&j);
     return json_finish(&j) ? EXIT_OK : EXIT_RUNTIME;
@@ -124,6 +147,21 @@ static void print_phase(const report *r, bench_phase p)
     putchar('\n');
 }
 
+static void print_unplanned(const report *r)
+{
+    const bench_unplanned *u = r->unplanned;
+    const bench_totals *t = &r->totals;
+    if (!u->present)
+        return;
+    printf("\n  %-28s %12s %12s\n", "", "without plan", "with plan");
+    printf("  %-28s %12lld %12lld\n", "most rows at a rank", (long long)u->most_recv_tokens,
+           (long long)t->most_recv_tokens);
+    printf("  %-28s %12lld %12lld\n", "most (token, expert) pairs", (long long)u->most_pairs,
+           (long long)t->most_pairs);
+    printf("  %-28s %9.1f us %9.1f us\n", "dispatch", u->dispatch_us, r->us[BENCH_DISPATCH]);
+    printf("  %-28s %9.1f us %9.1f us\n", "combine", u->combine_us, r->us[BENCH_COMBINE]);
+}
+
 static int print_table(const report *r)
 {
     const bench_options *o = r->c->options;
@@ -140,6 +178,7 @@ static int print_table(const report *r)
         if (bench_has_phase(o, p))
             print_phase(r, (bench_phase)p);
     }
+    print_unplanned(r);
     printf("\n  memory %.1f MB at its peak, %.2f of inputs and outputs; windows %.1f MB\n",
            (double)t->resident_bytes / 1e6,
            t->inputs_outputs ? (double)t->resident_bytes / (double)t->inputs_outputs : 0,
@@ -151,9 +190,9 @@ static int print_table(const report *r)
     return fflush(stdout) == 0 ? EXIT_OK : EXIT_RUNTIME;
 }
 
-int bench_report(const bench_context *c, const bench_baseline *b)
+int bench_report(const bench_context *c, const bench_baseline *b, const bench_unplanned *u)
 {
-    report r = collect(c, b);
+    report r = collect(c, b, u);
     int code = c->options->json ? print_json(&r) : print_table(&r);
     if (r.wrong_rank >= 0) {
         fprintf(stderr, "entrepot bench ep: check failed at rank %d: %s\n", r.wrong_rank,

@@ -6,7 +6,10 @@ bench_totals bench_sum(const bench_context *c)
     const bench_options *o = c->options;
     bench_totals t = {0};
     for (int r = 0; r < o->ranks; r++) {
-        t.recv_tokens += c->results[r].recv_tokens;
+        int64_t rows = c->results[r].recv_tokens, pairs = c->results[r].pairs;
+        t.recv_tokens += rows;
+        t.most_recv_tokens = rows > t.most_recv_tokens ? rows : t.most_recv_tokens;
+        t.most_pairs = pairs > t.most_pairs ? pairs : t.most_pairs;
         t.inputs_outputs += c->results[r].inputs_outputs;
         t.window_bytes += c->results[r].window_bytes;
         t.resident_bytes += c->results[r].resident_bytes;

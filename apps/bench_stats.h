@@ -7,6 +7,7 @@
 
 typedef struct bench_totals {
     int64_t recv_tokens, bytes_received;
+    int64_t most_recv_tokens, most_pairs; /* of the rank that has most */
     int64_t combine_bytes; /* rows read and outputs written, as bytes of a copy that does both */
     int64_t inputs_outputs, window_bytes, resident_bytes;
 } bench_totals;

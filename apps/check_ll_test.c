@@ -50,7 +50,7 @@ static int set_up(void **state)
 {
     (void)state;
     memset(&w, 0, sizeof w);
-    w.load = (workload){5, RANKS, TOKENS, HIDDEN, TOPK, EXPERTS, NULL};
+    w.load = (workload){5, RANKS, TOKENS, HIDDEN, TOPK, EXPERTS, NULL, NULL};
     for (int source = 0; source < RANKS; source++) {
         int32_t ids[TOKENS][TOPK];
         float weights[TOKENS][TOPK];

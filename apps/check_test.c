@@ -36,7 +36,7 @@ static bool receive(int32_t ids[TOPK], const float weights[TOPK], int64_t row)
 static int set_up(void **state)
 {
     (void)state;
-    w.load = (workload){5, RANKS, TOKENS, HIDDEN, TOPK, EXPERTS, NULL};
+    w.load = (workload){5, RANKS, TOKENS, HIDDEN, TOPK, EXPERTS, NULL, NULL};
     w.n = 0;
     for (int rank = 0; rank < RANKS; rank++) {
         int32_t ids[TOKENS][TOPK];

@@ -75,8 +75,8 @@ int cmd_demo(int argc, char **argv)
         return code;
     demo_context c = {.options = &o};
     int64_t experts = (EXPERTS + o.ranks - 1) / o.ranks * o.ranks;
-    c.load =
-        (workload){(uint64_t)o.seed, (int)o.ranks, o.tokens, DEMO_HIDDEN, DEMO_TOPK, experts, NULL};
+    c.load = (workload){(uint64_t)o.seed, (int)o.ranks, o.tokens, DEMO_HIDDEN,
+                        DEMO_TOPK,        experts,      NULL,     NULL};
     arena count = {NULL, 0};
     lay_out(&c, &count);
     arena memory = {ranks_shared_alloc(count.used), 0};

@@ -2,6 +2,7 @@
 #include "trace.h"
 
 #include "options.h"
+#include "text_file.h"
 
 #include <errno.h>
 #include <float.h>
@@ -142,37 +143,17 @@ bool trace_parse(const char *text, size_t size, int topk, int64_t num_experts, t
     return good;
 }
 
-static char *read_all(FILE *file, size_t *size)
-{
-    size_t capacity = 1 << 16;
-    char *text = malloc(capacity);
-    *size = 0;
-    while (text) {
-        *size += fread(text + *size, 1, capacity - *size, file);
-        if (*size < capacity)
-            break;
-        capacity *= 2;
-        char *more = realloc(text, capacity);
-        if (!more)
-            free(text);
-        text = more;
-    }
-    return text;
-}
-
 bool trace_load(const char *path, int topk, int64_t num_experts, trace *t,
                 char message[TRACE_MESSAGE_MAX])
 {
     size_t size;
     *t = (trace){topk, 0, NULL, NULL};
-    FILE *file = fopen(path, "re");
-    char *text = file ? read_all(file, &size) : NULL;
-    bool good = text && !ferror(file);
-    if (!good)
+    char *text = text_file_read(path, &size);
+    if (!text) {
         snprintf(message, TRACE_MESSAGE_MAX, "%s", strerror(errno));
-    if (file)
-        fclose(file);
-    good = good && trace_parse(text, size, topk, num_experts, t, message);
+        return false;
+    }
+    bool good = trace_parse(text, size, topk, num_experts, t, message);
     free(text);
     return good;
 }

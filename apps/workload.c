@@ -33,22 +33,19 @@ static void random_weights(uint64_t *state, int topk, float *weights)
         weights[k] /= sum;
 }
 
-bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights)
+static bool random_routing(const workload *w, int rank, int32_t *ids, float *weights)
 {
-    if (w->trace) {
-        traced_routing(w, rank, ids, weights);
-        return true;
-    }
-    int32_t *order = malloc((size_t)w->num_experts * sizeof *order);
+    int64_t num_experts = w->placement ? w->placement->experts : w->num_experts;
+    int32_t *order = malloc((size_t)num_experts * sizeof *order);
     if (!order)
         return false;
-    for (int32_t e = 0; e < w->num_experts; e++)
+    for (int32_t e = 0; e < num_experts; e++)
         order[e] = e;
     uint64_t state = stream(w, rank, UINT64_MAX);
     for (int64_t t = 0; t < w->num_tokens; t++) {
         /* The first steps of a shuffle; whatever order it starts from, the choice is uniform. */
         for (int k = 0; k < w->topk; k++) {
-            int64_t other = k + (int64_t)(random_next(&state) % (uint64_t)(w->num_experts - k));
+            int64_t other = k + (int64_t)(random_next(&state) % (uint64_t)(num_experts - k));
             int32_t chosen = order[other];
             order[other] = order[k];
             order[k] = chosen;
@@ -58,6 +55,16 @@ bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights)
     }
     free(order);
     return true;
+}
+
+bool workload_routing(const workload *w, int rank, int32_t *ids, float *weights)
+{
+    if (w->trace)
+        traced_routing(w, rank, ids, weights);
+    else if (!random_routing(w, rank, ids, weights))
+        return false;
+    return !w->placement ||
+           placement_route(w->placement, w->num_ranks, w->num_tokens, w->topk, ids);
 }
 
 void workload_row(const workload *w, int rank, int64_t token, uint16_t *row)

@@ -6,6 +6,7 @@
 #ifndef APPS_WORKLOAD_H
 #define APPS_WORKLOAD_H
 
+#include "placement.h"
 #include "trace.h"
 
 #include <stdbool.h>
@@ -18,8 +19,9 @@ typedef struct workload {
     int64_t num_tokens; /* per rank */
     int64_t hidden;
     int topk;
-    int64_t num_experts;
-    const trace *trace; /* NULL: random routing; topk and num_experts are then free */
+    int64_t num_experts;        /* in equal blocks on the ranks; with a placement its slots */
+    const trace *trace;         /* NULL: random routing */
+    const placement *placement; /* NULL: the router chooses among num_experts */
 } workload;
 
 /* Routing of one rank: ids and weights [num_tokens, topk]. Random: topk different experts per

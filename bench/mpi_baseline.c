@@ -160,11 +160,17 @@ static void release(baseline *b)
         free(b->us[i % 2][i / 2]);
 }
 
-static int parse(int argc, char **argv, baseline *b, trace *routing)
+static int misuse(const char *name, const char *path, const char *message)
 {
-    int64_t seed = 1, topk = 8;
-    const char *path = NULL;
-    char message[TRACE_MESSAGE_MAX];
+    fprintf(stderr, "MPI baseline: %s %s: %s\n", name, path, message);
+    return EXIT_USAGE;
+}
+
+static int parse(int argc, char **argv, baseline *b, trace *routing, placement *plan)
+{
+    int64_t seed = 1, topk = 8, layer = 0;
+    const char *path = NULL, *plan_path = NULL;
+    char message[PLACEMENT_MESSAGE_MAX];
     const option table[] = {
         OPTION_INTEGER("tokens", "T", &b->load.num_tokens, 0, 1 << 20, "tokens per rank"),
         OPTION_INTEGER("hidden", "H", &b->load.hidden, 8, 1 << 20, "elements per row"),
@@ -174,6 +180,8 @@ static int parse(int argc, char **argv, baseline *b, trace *routing)
         OPTION_INTEGER("warmup", "N", &b->warmup, 0, 1000000, "untimed ones before"),
         OPTION_INTEGER("seed", "S", &seed, 0, INT64_MAX, "of rows and routing"),
         OPTION_TEXT("trace", "FILE", &path, "routing"),
+        OPTION_TEXT("plan", "FILE", &plan_path, "placement"),
+        OPTION_INTEGER("plan-layer", "N", &layer, 0, 1 << 20, "its layer"),
         OPTION_SWITCH("check", &b->check, "compare with the reference"),
     };
     const options_spec spec = {"entrepot-mpi-baseline",
@@ -187,11 +195,15 @@ static int parse(int argc, char **argv, baseline *b, trace *routing)
         return code == EXIT_OK ? -1 : code;
     b->load.topk = (int)topk;
     b->load.seed = (uint64_t)seed;
-    if (path && !trace_load(path, (int)topk, b->load.num_experts, routing, message)) {
-        fprintf(stderr, "MPI baseline: --trace %s: %s\n", path, message);
-        return EXIT_USAGE;
-    }
+    if (path && !trace_load(path, (int)topk, b->load.num_experts, routing, message))
+        return misuse("--trace", path, message);
     b->load.trace = path ? routing : NULL;
+    if (!plan_path)
+        return EXIT_OK;
+    if (!placement_load(plan_path, layer, b->load.num_experts, b->load.num_ranks, plan, message))
+        return misuse("--plan", plan_path, message);
+    b->load.placement = plan;
+    b->load.num_experts = plan->slots;
     return EXIT_OK;
 }
 
@@ -200,10 +212,11 @@ int main(int argc, char **argv)
     baseline b = {
         .load = {.num_tokens = 1024, .hidden = 7168, .num_experts = 256}, .iters = 20, .warmup = 3};
     trace routing = {0};
+    placement plan = {0};
     MPI_Init(&argc, &argv);
     MPI_Comm_rank(MPI_COMM_WORLD, &b.rank);
     MPI_Comm_size(MPI_COMM_WORLD, &b.load.num_ranks);
-    int code = parse(argc, argv, &b, &routing);
+    int code = parse(argc, argv, &b, &routing, &plan);
     if (code == EXIT_OK)
         code = run(&b);
     if (code == EXIT_OK || code == EXIT_CHECK_FAILED) {
@@ -216,5 +229,6 @@ int main(int argc, char **argv)
         code = EXIT_OK;
     }
     trace_free(&routing);
+    placement_free(&plan);
     return code;
 }

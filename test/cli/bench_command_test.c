@@ -126,6 +126,43 @@ static void a_trace_gives_the_routing(void **state)
     unlink(path);
 }
 
+/* Two hot experts, both on rank 0 of two; the plan gives each a replica on either rank. */
+static void a_plan_spreads_the_load(void **state)
+{
+    (void)state;
+    char trace_path[] = "/tmp/ep-bench-test-XXXXXX", plan_path[] = "/tmp/ep-bench-plan-XXXXXX";
+    char options[512];
+    int trace_fd = mkstemp(trace_path), plan_fd = mkstemp(plan_path);
+    assert_true(trace_fd >= 0 && plan_fd >= 0);
+    assert_true(dprintf(trace_fd, "0\t\t1\n1\t\t1\n") > 0);
+    assert_true(dprintf(plan_fd, "{\"phy2log\": [[3], [0, 1, 2, 0, 1, 3]]}") > 0);
+    close(trace_fd);
+    close(plan_fd);
+    snprintf(options, sizeof options,
+             "--ranks 2 --tokens 20 --hidden 64 --topk 1 --experts 4 --trace %s --plan %s "
+             "--plan-layer 1",
+             trace_path, plan_path);
+    command_result r = bench(options);
+    assert_string_equal(r.err, "");
+    assert_int_equal(r.code, 0);
+    assert_true(json_is_one_value(r.out));
+    assert_non_null(strstr(r.out, "\"check\": \"ok\""));
+    const char *without = strstr(r.out, "\"without_plan\"");
+    assert_non_null(without);
+    assert_int_equal((int)json_number(r.out, "most_recv_tokens"), 20);
+    assert_int_equal((int)json_number(r.out, "most_pairs"), 20);
+    assert_int_equal((int)json_number(without, "most_recv_tokens"), 40);
+    assert_int_equal((int)json_number(without, "most_pairs"), 40);
+    command_free(&r);
+    r = bench("--ranks 2 --experts 4 --topk 1 --plan /dev/null");
+    assert_int_equal(r.code, 2);
+    assert_string_equal(r.err, "entrepot bench ep: --plan /dev/null: there is no array "
+                               "\"phy2log\"\n");
+    command_free(&r);
+    unlink(trace_path);
+    unlink(plan_path);
+}
+
 static void real_traces_pass(void **state)
 {
     (void)state;
@@ -261,6 +298,7 @@ int main(void)
         cmocka_unit_test(every_kind_of_run_passes_its_check),
         cmocka_unit_test(the_seed_decides_the_routing),
         cmocka_unit_test(a_trace_gives_the_routing),
+        cmocka_unit_test(a_plan_spreads_the_load),
         cmocka_unit_test(real_traces_pass),
         cmocka_unit_test(the_timeline_is_a_chrome_trace),
         cmocka_unit_test(the_baseline_runs_or_says_why_not),
