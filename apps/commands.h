@@ -6,6 +6,7 @@
 int cmd_info(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
 int cmd_bench_ep(int argc, char **argv);
+int cmd_plan_eplb(int argc, char **argv);
 int cmd_plan_pipeline(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 

@@ -18,6 +18,7 @@ static const command commands[] = {
     {"info", "devices, CPU features, transports and versions", cmd_info},
     {"demo", "a mixture-of-experts layer over ranks on this machine, checked", cmd_demo},
     {"bench ep", "time dispatch and combine", cmd_bench_ep},
+    {"plan eplb", "expert placement from expert loads: plan, judge, draw", cmd_plan_eplb},
     {"plan pipeline", "pipeline schedules: print, simulate, draw, choose", cmd_plan_pipeline},
     {"run", "start local ranks of a program", cmd_run},
 };

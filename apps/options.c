@@ -56,9 +56,20 @@ static void describe(const option *o, char *text, size_t size)
         }
         break;
     }
+    case OPTION_KIND_TEXTS:
+        snprintf(text, size, "any text, up to %d times", OPTION_TEXTS_MAX);
+        break;
     default:
         snprintf(text, size, "any text");
     }
+}
+
+static bool add_text(option_texts *texts, const char *text)
+{
+    if (!text[0] || texts->count == OPTION_TEXTS_MAX)
+        return false;
+    texts->text[texts->count++] = text;
+    return true;
 }
 
 static bool store(const option *o, const char *text)
@@ -79,6 +90,8 @@ static bool store(const option *o, const char *text)
     case OPTION_KIND_TEXT:
         *(const char **)o->value = text;
         return text[0] != 0;
+    case OPTION_KIND_TEXTS:
+        return add_text(o->value, text);
     case OPTION_KIND_SWITCH:
         *(bool *)o->value = true;
         return true;
@@ -112,7 +125,8 @@ static void print_help(const options_spec *spec)
         snprintf(left, sizeof left, "%s%c%s--%s%s%s", o->letter ? "-" : "",
                  o->letter ? o->letter : ' ', o->letter ? ", " : "   ", o->name,
                  o->argument ? " " : "", o->argument ? o->argument : "");
-        if (o->kind != OPTION_KIND_SWITCH && o->kind != OPTION_KIND_TEXT)
+        if (o->kind != OPTION_KIND_SWITCH && o->kind != OPTION_KIND_TEXT &&
+            o->kind != OPTION_KIND_TEXTS)
             describe(o, range, sizeof range);
         printf("  %-26s %s%s%s%s\n", left, o->help, range[0] ? " (" : "", range,
                range[0] ? ")" : "");

@@ -27,8 +27,16 @@ typedef enum option_kind {
     OPTION_KIND_INTEGER, /* int64_t */
     OPTION_KIND_REAL,    /* double */
     OPTION_KIND_TEXT,    /* const char *, points into argv */
+    OPTION_KIND_TEXTS,   /* option_texts; the option may be given several times */
     OPTION_KIND_CHOICE   /* int, index into choices */
 } option_kind;
+
+#define OPTION_TEXTS_MAX 64
+
+typedef struct option_texts {
+    const char *text[OPTION_TEXTS_MAX]; /* point into argv */
+    int count;
+} option_texts;
 
 typedef struct option {
     const char *name;     /* without the dashes */
@@ -58,6 +66,10 @@ typedef struct option {
 #define OPTION_TEXT(name, argument, value, help)                                 \
     {                                                                            \
         name, argument, OPTION_KIND_TEXT, value, 0, 0, 0, 0, NULL, help, NULL, 0 \
+    }
+#define OPTION_TEXTS(name, argument, value, help)                                 \
+    {                                                                             \
+        name, argument, OPTION_KIND_TEXTS, value, 0, 0, 0, 0, NULL, help, NULL, 0 \
     }
 #define OPTION_CHOICE(name, argument, value, choices, help)                           \
     {                                                                                 \
