@@ -45,11 +45,13 @@ typedef struct ep_group_config {
     ep_allgather_fn allgather; /**< bootstrap of the caller's; rank and num_ranks must be given */
     void *allgather_context;   /**< passed to it; must outlive the group */
     ep_thread_world *world;    /**< ranks as threads: bootstrap through this world */
+    int32_t rejoin;            /**< 1: this rank was masked and comes back to a group that the
+                                    others have kept, see ep_group_readmit() */
 } ep_group_config;
 
-#define EP_GROUP_CONFIG_INIT                                                \
-    {                                                                       \
-        sizeof(ep_group_config), -1, -1, 0, 0, NULL, NULL, NULL, NULL, NULL \
+#define EP_GROUP_CONFIG_INIT                                                   \
+    {                                                                          \
+        sizeof(ep_group_config), -1, -1, 0, 0, NULL, NULL, NULL, NULL, NULL, 0 \
     }
 
 /**
@@ -95,6 +97,65 @@ EP_API ep_status ep_group_barrier(ep_group *group);
  * `recv` holds num_ranks * bytes. Bounded like every wait.
  */
 EP_API ep_status ep_group_allgather(ep_group *group, const void *send, void *recv, size_t bytes);
+
+/* ---------------------------------------------------------- ranks left out
+ *
+ * A rank that has ended, or that is too slow, can be masked: in both modes it
+ * then contributes nothing and nobody waits for it, tokens for its experts go
+ * nowhere, and its rows in collectives are zeros. All ranks that are not masked
+ * must mask the same ones before their next call; ep_group_recover() sees to it:
+ *
+ *     status = ep_dispatch(...);
+ *     if (status != EP_OK) {
+ *         ep_group_query_late(group, late);       who was not heard from, as far as this rank knows
+ *         for (r = 0; r < num_ranks; r++) if (late[r]) ep_group_mask(group, r, 1);
+ *         ep_group_recover(group);                all that are left, and nobody else
+ *         ... make the call again ...
+ *     }
+ *
+ * These calls are refused with EP_ERR_STATE while a call of one of the group's
+ * buffers is under way (hooks that have not run do not count).
+ */
+
+/** Masks a rank (not this one), or with `masked` 0 takes the mask away again. Local. */
+EP_API ep_status ep_group_mask(ep_group *group, int32_t rank, int32_t masked);
+/** Takes all masks away. Local; the ranks must call ep_group_recover() then, all of them. */
+EP_API ep_status ep_group_clear_masks(ep_group *group);
+/** masked[r] = 1 where rank r is masked, else 0; [num_ranks]. Local. */
+EP_API ep_status ep_group_query_masks(const ep_group *group, uint8_t *masked);
+
+/** late[r] = 1 for the ranks that the last EP_ERR_TIMEOUT or EP_ERR_RANK_DEAD on this group named,
+    [num_ranks]. Local. */
+EP_API ep_status ep_group_query_late(const ep_group *group, uint8_t *late);
+
+/**
+ * Brings the ranks that are left in step after a call that failed. Collective
+ * among the ranks that are not masked, each of which may have a different view:
+ * afterwards all mask whom any of them masked, and whoever has ended. Handles and
+ * results from before can still be combined if every rank has one.
+ *
+ * @return EP_ERR_TIMEOUT names ranks that did not call it: mask them, call again;
+ *         EP_ERR_STATE when another rank has masked this one, or a call is under way
+ */
+EP_API ep_status ep_group_recover(ep_group *group);
+
+/**
+ * Takes a masked rank in again. Collective among the ranks that are not masked,
+ * between calls, while that rank, in a new process or in the old one after it has
+ * destroyed its group, calls ep_group_create() with config.rejoin = 1 and then
+ * ep_buffer_create() once for each buffer that the others have, in the order they
+ * were made and with the same configuration. The others keep their buffers,
+ * windows and memory; handles and results from before can no longer be combined.
+ *
+ * The two sides find each other by EP_JOB or the launcher's job and by the group's
+ * name, as in ep_group_create() from the environment, whatever bootstrap the group
+ * was made by. Where neither is set, both must have been started by one process.
+ *
+ * @return EP_ERR_TIMEOUT when the rank does not come: it stays masked, the group is as before;
+ *         EP_ERR_STATE while it is not masked, its former process still runs, channels are alive,
+ *         or a call is under way; EP_ERR_MISMATCH, EP_ERR_UNSUPPORTED (transport)
+ */
+EP_API ep_status ep_group_readmit(ep_group *group, int32_t rank);
 
 /** A world of `num_ranks` threads (1..1024), shared by the threads that will be its ranks. */
 EP_API ep_status ep_thread_world_create(int32_t num_ranks, ep_thread_world **world);

@@ -80,6 +80,7 @@ static ep_status check_config(const ep_buffer_config *config)
 typedef struct offer {
     int64_t status, max_experts, verify;
     uint64_t window_max;
+    uint64_t epoch; /* last call of this rank on the buffer, 0 where it is new */
     char text[200];
 } offer;
 
@@ -106,8 +107,9 @@ static ep_status compare_offers(const ep_group *group, const offer *all)
 }
 
 /* Ranks compare what must be equal, and learn of a rank that could not go on. It allocates
-   nothing: a rank out of memory must still be able to say so. */
-static ep_status agree(ep_group *group, const ep_buffer_config *config, ep_status mine)
+   nothing: a rank out of memory must still be able to say so. *epoch becomes the largest. */
+static ep_status agree(ep_group *group, const ep_buffer_config *config, ep_status mine,
+                       uint64_t *epoch)
 {
     offer own;
     char reason[EPI_ERROR_MAX];
@@ -117,13 +119,19 @@ static ep_status agree(ep_group *group, const ep_buffer_config *config, ep_statu
     own.max_experts = config->max_experts;
     own.verify = config->verify;
     own.window_max = config->window_max_bytes;
+    own.epoch = *epoch;
     snprintf(reason, sizeof reason, "%s", ep_last_error());
     if (mine != EP_OK)
         snprintf(own.text, sizeof own.text, "%.*s", (int)sizeof own.text - 1, reason);
     ep_status status = epi_gather(group->bootstrap, &own, sizeof own, &all);
     if (mine != EP_OK) /* its own reason is the one to report */
         return epi_fail(mine, "%s", reason);
-    return status == EP_OK ? compare_offers(group, all) : status;
+    EPI_TRY(status);
+    const offer *offers = all;
+    for (int r = 0; r < group->num_ranks; r++)
+        if (offers[r].epoch > *epoch)
+            *epoch = offers[r].epoch;
+    return compare_offers(group, offers);
 }
 
 static ep_status start_threads(ep_buffer *buffer)
@@ -210,6 +218,24 @@ static ep_buffer *new_buffer(ep_group *group, const ep_buffer_config *config)
     return buffer;
 }
 
+/* Groups know their buffers, in the order they were made. */
+static void enlist(ep_buffer *buffer)
+{
+    ep_buffer **link = &buffer->group->buffers;
+    while (*link)
+        link = &(*link)->next_of_group;
+    *link = buffer;
+}
+
+static void delist(ep_buffer *buffer)
+{
+    ep_buffer **link = &buffer->group->buffers;
+    while (*link && *link != buffer)
+        link = &(*link)->next_of_group;
+    if (*link)
+        *link = buffer->next_of_group;
+}
+
 ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_buffer **out)
 {
     if (!out)
@@ -227,10 +253,11 @@ ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_bu
         config.window_max_bytes = DEFAULT_WINDOW_MAX;
     if (status == EP_OK)
         status = check_config(&config);
-    EPI_TRY(agree(group, &config, status));
+    uint64_t epoch = 0;
+    EPI_TRY(agree(group, &config, status, &epoch));
     ep_buffer *buffer = new_buffer(group, &config);
     status = buffer ? EP_OK : epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
-    status = agree(group, &config, status);
+    status = agree(group, &config, status, &epoch);
     if (status != EP_OK) {
         if (buffer)
             destroy(buffer);
@@ -239,13 +266,57 @@ ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_bu
     status = open_window(buffer);
     if (status == EP_OK)
         status = start_threads(buffer);
-    status = agree(group, &config, status);
+    status = agree(group, &config, status, &epoch);
     if (status != EP_OK) {
         destroy(buffer);
         return status;
     }
+    enlist(buffer);
+    if (epoch > 0) /* the others have had this buffer for some time */
+        epi_buffer_align(buffer, epoch + 2);
     *out = buffer;
     return EP_OK;
+}
+
+/* The last call that `rank` may have spoken of in this rank's window. */
+static uint64_t last_said(const ep_buffer *buffer, int rank)
+{
+    uint64_t last = 0;
+    for (int slot = 0; slot < EPI_NUM_SLOTS; slot++) {
+        uint64_t said = epi_slot_load(buffer->window, rank, slot);
+        last = said > last ? said : last;
+    }
+    return last;
+}
+
+ep_status epi_buffer_admit(ep_buffer *buffer, int rank)
+{
+    ep_group *group = buffer->group;
+    const epi_transport_ops *ops = group->transport->ops;
+    uint64_t said = last_said(buffer, rank), epoch = buffer->epoch > said ? buffer->epoch : said;
+    /* Round for round as in ep_buffer_create. */
+    EPI_TRY(agree(group, &buffer->config, EP_OK, &epoch));
+    EPI_TRY(agree(group, &buffer->config, EP_OK, &epoch));
+    ep_status status = ops->window_admit(buffer->window, rank, group->bootstrap);
+    EPI_TRY(agree(group, &buffer->config, status, &epoch));
+    epi_buffer_align(buffer, epoch + 2);
+    buffer->first_valid = epoch + 2;
+    return EP_OK;
+}
+
+void epi_buffer_align(ep_buffer *buffer, uint64_t epoch)
+{
+    epi_ll_drop(buffer);
+    epi_op_align(buffer, epoch);
+}
+
+ep_status epi_buffer_check_handle(const char *call, const ep_buffer *buffer, uint64_t id)
+{
+    if (id >= buffer->first_valid)
+        return EP_OK;
+    return epi_fail(EP_ERR_STATE,
+                    "%s: handle is of call %llu, before a rank was taken in again by call %llu",
+                    call, (unsigned long long)id, (unsigned long long)buffer->first_valid);
 }
 
 void ep_buffer_destroy(ep_buffer *buffer)
@@ -253,6 +324,7 @@ void ep_buffer_destroy(ep_buffer *buffer)
     if (!buffer)
         return;
     epi_op_drain(buffer);
+    delist(buffer);
     destroy(buffer);
 }
 

@@ -13,6 +13,7 @@
 
 struct ep_buffer {
     ep_group *group;
+    ep_buffer *next_of_group;
     ep_buffer_config config;
     int rank, num_ranks;
     epi_window *window;
@@ -28,6 +29,7 @@ struct ep_buffer {
     bool running;            /* some thread runs the head */
     bool stop;
     uint64_t epoch;
+    uint64_t first_valid; /* handles of calls before this one are of another set of ranks */
     bool has_worker;
     pthread_t worker;
     epi_team *team;        /* NULL: no helpers */
@@ -52,6 +54,15 @@ uint64_t epi_buffer_progress(const ep_buffer *buffer, int source);
 
 /* Whether [memory, memory + bytes) lies in this rank's window; then *offset is where. */
 bool epi_buffer_contains(const ep_buffer *buffer, const void *memory, size_t bytes, size_t *offset);
+
+/* Takes rank `rank` in again, whose side of this is ep_buffer_create. Collective. */
+ep_status epi_buffer_admit(ep_buffer *buffer, int rank);
+
+/* After a failure or a change of ranks: goes on at `epoch`, as every rank does. */
+void epi_buffer_align(ep_buffer *buffer, uint64_t epoch);
+
+/* EP_ERR_STATE for a handle from before a rank was taken in again. */
+ep_status epi_buffer_check_handle(const char *call, const ep_buffer *buffer, uint64_t id);
 
 ep_status epi_buffer_take(ep_buffer *buffer, size_t bytes, size_t *offset);
 void epi_buffer_give(ep_buffer *buffer, size_t offset);

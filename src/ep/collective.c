@@ -16,7 +16,6 @@
 
 #include <string.h>
 
-#define SLOT 0
 #define CELL_BYTES 4096
 
 typedef struct cell {
@@ -40,37 +39,53 @@ static cell *cell_of(const ep_group *group, int rank, uint64_t epoch)
     return (cell *)(group->control->peer[rank] + cells_offset(group)) + epoch % 2;
 }
 
+size_t epi_collective_recover_offset(const ep_group *group)
+{
+    return cells_offset(group) + 2 * sizeof(cell);
+}
+
+/* Where longer messages lie. */
+static size_t long_offset(const ep_group *group)
+{
+    return epi_collective_recover_offset(group) +
+           (epi_recover_bytes(group->num_ranks) + CELL_BYTES - 1) / CELL_BYTES * CELL_BYTES;
+}
+
 static uint8_t *data_of(const ep_group *group, int rank, uint64_t epoch, size_t bytes)
 {
     cell *small = cell_of(group, rank, epoch);
     if (bytes <= sizeof small->data)
         return small->data;
-    return group->control->peer[rank] + cells_offset(group) + 2 * sizeof(cell) +
-           (epoch % 2) * EPI_ALLGATHER_MAX;
+    return group->control->peer[rank] + long_offset(group) + (epoch % 2) * EPI_ALLGATHER_MAX;
 }
 
 static bool is_late(void *context, int rank)
 {
     const late_context *late = context;
     return rank != late->group->rank &&
-           epi_slot_load(late->group->control, rank, SLOT) < late->epoch;
+           epi_slot_load(late->group->control, rank, EPI_GROUP_SLOT_EPOCH) < late->epoch;
+}
+
+void epi_collective_announce(ep_group *group)
+{
+    for (int i = 1; i < group->num_ranks; i++) { /* starting beside oneself spreads the load */
+        int rank = (group->rank + i) % group->num_ranks;
+        if (!group->masked[rank])
+            group->transport->ops->notify(group->control, rank, EPI_GROUP_SLOT_EPOCH, group->epoch);
+    }
 }
 
 static ep_status publish(ep_group *group, uint64_t epoch, const void *send, size_t bytes)
 {
     if (bytes > sizeof((cell *)0)->data)
-        EPI_TRY(group->transport->ops->window_commit(
-            group->control, cells_offset(group) + 2 * sizeof(cell) + 2 * EPI_ALLGATHER_MAX));
+        EPI_TRY(group->transport->ops->window_commit(group->control,
+                                                     long_offset(group) + 2 * EPI_ALLGATHER_MAX));
     cell *own = cell_of(group, group->rank, epoch);
     own->epoch = epoch;
     own->bytes = bytes;
     if (bytes > 0)
         memcpy(data_of(group, group->rank, epoch, bytes), send, bytes);
-    for (int i = 1; i < group->num_ranks; i++) { /* starting beside oneself spreads the load */
-        int rank = (group->rank + i) % group->num_ranks;
-        if (!group->masked[rank])
-            group->transport->ops->notify(group->control, rank, SLOT, epoch);
-    }
+    epi_collective_announce(group);
     return EP_OK;
 }
 
@@ -112,7 +127,7 @@ ep_status epi_collective_gather(ep_group *group, const char *call, const void *s
 
 ep_status epi_collective_open(ep_group *group)
 {
-    size_t head = cells_offset(group) + 2 * sizeof(cell);
+    size_t head = long_offset(group);
     return group->transport->ops->window_create(group->transport, head + 2 * EPI_ALLGATHER_MAX,
                                                 head, &group->control);
 }

@@ -15,4 +15,14 @@ ep_status epi_collective_open(ep_group *group);
 ep_status epi_collective_gather(ep_group *group, const char *call, const void *send, void *recv,
                                 size_t bytes);
 
+/* Tells the others the group's epoch, so that they wait for none of before. */
+void epi_collective_announce(ep_group *group);
+
+/* Where in a control window the cells of ep_group_recover lie, and what they take. */
+size_t epi_collective_recover_offset(const ep_group *group);
+size_t epi_recover_bytes(int num_ranks);
+
+/* Sets the epochs of the group and of all its buffers, and tells the others. */
+void epi_recover_align(ep_group *group, uint64_t group_epoch, uint64_t buffer_epoch);
+
 #endif

@@ -95,17 +95,6 @@ typedef struct names {
     const char *call, *y, *ys, *out, *row_weights, *out_weights;
 } names;
 
-static ep_status check_handle(const char *call, const ep_buffer *buffer, const ep_handle *handle)
-{
-    if (!handle)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is NULL", call);
-    if (handle->buffer != buffer)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
-    if (handle->ll)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
-    return EP_OK;
-}
-
 static ep_status check_rows(const epi_combine *c, const names *name)
 {
     const ep_handle *handle = c->handle;
@@ -197,7 +186,7 @@ ep_status ep_combine(ep_buffer *buffer, const ep_combine_args *given, ep_event *
     ep_combine_args args = EP_COMBINE_ARGS_INIT;
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
-        status = check_handle(call, buffer, args.handle);
+        status = epi_handle_check(call, buffer, args.handle, false);
     epi_combine *c = status == EP_OK ? new_combine(buffer, call) : NULL;
     if (!c)
         return epi_op_reject(buffer, call, status == EP_OK ? EP_ERR_MEMORY : status);
@@ -230,7 +219,7 @@ ep_status ep_dispatch_backward(ep_buffer *buffer, const ep_dispatch_backward_arg
     ep_dispatch_backward_args args = EP_DISPATCH_BACKWARD_ARGS_INIT;
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
-        status = check_handle(call, buffer, args.handle);
+        status = epi_handle_check(call, buffer, args.handle, false);
     epi_combine *c = status == EP_OK ? new_combine(buffer, call) : NULL;
     if (!c)
         return epi_op_reject(buffer, call, status == EP_OK ? EP_ERR_MEMORY : status);

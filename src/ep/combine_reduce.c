@@ -163,15 +163,21 @@ static float weight_of(const epi_combine *c, int64_t token, int k)
     return c->handle->weights ? c->handle->weights[token * c->handle->topk + k] : 1;
 }
 
+/* Whether a link has no row: its token went nowhere, or to a rank that is left out by now. */
+static bool has_no_row(const epi_combine *c, int64_t link)
+{
+    int32_t rank = c->handle->send_rank[link];
+    return rank < 0 || c->op.buffer->group->masked[rank];
+}
+
 static ep_status sum_token(const epi_combine *c, epi_reduce_part *part, int64_t token,
                            const void *const *rows)
 {
     int topk = c->handle->topk;
-    const int32_t *ranks = c->handle->send_rank + token * topk;
     bool verify = c->op.buffer->config.verify;
     size_t n = 0;
     for (int k = 0; k < topk; k++) {
-        if (ranks[k] < 0)
+        if (has_no_row(c, token * topk + k))
             continue;
         if (verify)
             EPI_TRY(verify_row(c, token * topk + k, rows[k]));
@@ -201,7 +207,7 @@ static void bring_weights(const epi_combine *c, int64_t token)
     for (int i = 0; i < topk; i++) {
         int64_t link = token * topk + i;
         int source = handle->send_rank[link];
-        if (source < 0)
+        if (has_no_row(c, link))
             continue;
         const epi_rows_place *place = &epi_call_mail(&c->op, source)->mail.rows;
         const float *from = (const float *)(c->op.buffer->window->peer[source] + place->weights);

@@ -99,8 +99,10 @@ static ep_status enter(epi_op *op)
 {
     epi_dispatch *d = of(op);
     ep_handle *handle = d->handle;
-    if (!d->cached)
+    if (!d->cached) {
         handle->id = op->epoch;
+        handle->mask_sum = epi_call_mask_sum(op->buffer);
+    }
     EPI_TRY(offer_region(d));
     epi_mail mail = {
         .agreed = {[EPI_AGREED_CALL] = EPI_CALL_DISPATCH,
@@ -340,10 +342,7 @@ static ep_status check_cached(const char *call, const ep_buffer *buffer,
                               const ep_dispatch_args *args)
 {
     const ep_handle *handle = args->handle;
-    if (handle->buffer != buffer)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
-    if (handle->ll)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
+    EPI_TRY(epi_handle_check(call, buffer, handle, true));
     if (args->x.shape[0] != handle->num_tokens)
         return epi_fail(EP_ERR_ARGUMENT,
                         "%s: x.shape[0] is %lld; it must be %lld, the tokens of handle", call,
@@ -459,14 +458,9 @@ static ep_status check_combine_backward(const char *call, const ep_buffer *buffe
                                         const ep_combine_backward_args *args)
 {
     const ep_handle *handle = args->handle;
-    if (!handle)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is NULL", call);
+    EPI_TRY(epi_handle_check(call, buffer, handle, true));
     bool by_expert = handle->layout == EP_ROWS_BY_EXPERT;
     bool wants_gradient = epi_tensor_given(&args->grad_topk_weights);
-    if (handle->buffer != buffer)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
-    if (handle->ll)
-        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
     epi_tensor_rule grad =
         rule(call, "grad_out", handle->num_tokens, -1, EPI_FLOAT_DTYPES, "BF16, F16 or F32");
     EPI_TRY(epi_tensor_check(&args->grad_out, &grad));

@@ -29,7 +29,8 @@ typedef struct group_settings {
     int ranks_per_node;
     int64_t timeout_ms;
     const char *transport;
-    uint64_t job; /* where ranks find each other by the local bootstrap */
+    uint64_t job; /* where ranks find each other by the local bootstrap, or a rank that rejoins */
+    bool *masked; /* [num_ranks] who is left out already, when this rank rejoins */
     ep_group_config config;
 } group_settings;
 
@@ -58,6 +59,8 @@ static ep_status check_config(const ep_group_config *given, ep_group_config *con
         return epi_fail(EP_ERR_ARGUMENT, "config.size is %zu; it can be %zu..%zu", given->size,
                         sizeof given->size, sizeof *config);
     memcpy(config, given, given->size);
+    if (config->rejoin != 0 && config->rejoin != 1)
+        return epi_fail(EP_ERR_ARGUMENT, "rejoin is %d; it can be 0 or 1", (int)config->rejoin);
     return EP_OK;
 }
 
@@ -80,6 +83,8 @@ static ep_status find_ranks(group_settings *settings)
         settings->num_ranks = launch.num_ranks;
     }
     settings->job = epi_launch_job(epi_getenv, NULL);
+    if (config->world != NULL) /* several worlds of one process are as many jobs */
+        settings->job ^= (uint64_t)(uintptr_t)config->world;
     return EP_OK;
 }
 
@@ -88,6 +93,9 @@ static ep_status check_ranks(const group_settings *settings)
     if (settings->num_ranks < 1 || settings->num_ranks > EPI_MAX_RANKS)
         return epi_fail(EP_ERR_ARGUMENT, "num_ranks is %d; it can be 1..%d", settings->num_ranks,
                         EPI_MAX_RANKS);
+    if (settings->config.rejoin && settings->num_ranks == 1)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "rejoin is 1; a group of one rank has none to come back to");
     if (settings->rank < 0 || settings->rank >= settings->num_ranks)
         return epi_fail(EP_ERR_ARGUMENT, "rank is %d; it can be 0..%d", settings->rank,
                         settings->num_ranks - 1);
@@ -148,6 +156,9 @@ static ep_status resolve_rest(group_settings *settings)
 static ep_status open_outside(const group_settings *settings, epi_bootstrap **outside)
 {
     const ep_group_config *config = &settings->config;
+    if (config->rejoin)
+        return epi_rejoin_open(settings->job, config->name, settings->rank, settings->num_ranks,
+                               settings->timeout_ms, outside);
     if (config->world != NULL)
         return epi_bootstrap_threads(settings->rank, config->world, settings->timeout_ms, outside);
     if (config->allgather != NULL)
@@ -158,41 +169,59 @@ static ep_status open_outside(const group_settings *settings, epi_bootstrap **ou
 }
 
 typedef struct hello {
-    uint32_t magic;
+    uint32_t magic; /* 0 of a masked rank */
     int32_t num_ranks;
     int32_t ranks_per_node;
     char transport[TRANSPORT_MAX_BYTES];
 } hello;
 
-/* Compares every rank's settings with rank 0's; all ranks find the same difference. */
-static ep_status compare_hellos(const hello *all, int num_ranks)
+/* Compares the settings of two ranks. */
+static ep_status compare_hellos(const hello *all, int a, int b)
 {
-    for (int rank = 1; rank < num_ranks; rank++) {
-        if (all[rank].magic != all[0].magic)
-            return epi_fail(EP_ERR_MISMATCH, "ranks 0 and %d run different library versions", rank);
-        if (all[rank].num_ranks != all[0].num_ranks)
-            return epi_fail(EP_ERR_MISMATCH, "num_ranks is %d on rank 0 but %d on rank %d",
-                            all[0].num_ranks, all[rank].num_ranks, rank);
-        if (all[rank].ranks_per_node != all[0].ranks_per_node)
-            return epi_fail(EP_ERR_MISMATCH, "ranks_per_node is %d on rank 0 but %d on rank %d",
-                            all[0].ranks_per_node, all[rank].ranks_per_node, rank);
-        if (memcmp(all[rank].transport, all[0].transport, sizeof all[0].transport) != 0)
-            return epi_fail(EP_ERR_MISMATCH, "transport is \"%s\" on rank 0 but \"%s\" on rank %d",
-                            all[0].transport, all[rank].transport, rank);
+    if (all[b].magic != all[a].magic)
+        return epi_fail(EP_ERR_MISMATCH, "ranks %d and %d run different library versions", a, b);
+    if (all[b].num_ranks != all[a].num_ranks)
+        return epi_fail(EP_ERR_MISMATCH, "num_ranks is %d on rank %d but %d on rank %d",
+                        all[a].num_ranks, a, all[b].num_ranks, b);
+    if (all[b].ranks_per_node != all[a].ranks_per_node)
+        return epi_fail(EP_ERR_MISMATCH, "ranks_per_node is %d on rank %d but %d on rank %d",
+                        all[a].ranks_per_node, a, all[b].ranks_per_node, b);
+    if (memcmp(all[b].transport, all[a].transport, sizeof all[a].transport) != 0)
+        return epi_fail(EP_ERR_MISMATCH, "transport is \"%s\" on rank %d but \"%s\" on rank %d",
+                        all[a].transport, a, all[b].transport, b);
+    return EP_OK;
+}
+
+ep_status epi_group_compare(epi_bootstrap *bootstrap, int ranks_per_node, const char *transport,
+                            bool *masked)
+{
+    hello own = {HELLO_MAGIC, bootstrap->num_ranks, ranks_per_node, ""};
+    snprintf(own.transport, sizeof own.transport, "%s", transport);
+    const void *gathered = NULL;
+    EPI_TRY(epi_gather(bootstrap, &own, sizeof own, &gathered));
+    const hello *all = gathered;
+    int first = 0;
+    while (first < bootstrap->rank && all[first].magic == 0)
+        first++;
+    for (int rank = 0; rank < bootstrap->num_ranks; rank++) {
+        if (masked != NULL)
+            masked[rank] = all[rank].magic == 0;
+        if (all[rank].magic != 0)
+            EPI_TRY(compare_hellos(all, first, rank));
     }
     return EP_OK;
 }
 
 /* Collective: every rank learns of a bad setting or a difference on any. */
-static ep_status agree_settings(const group_settings *settings, epi_bootstrap *bootstrap,
-                                ep_status mine)
+static ep_status agree_settings(group_settings *settings, epi_bootstrap *bootstrap)
 {
+    ep_status mine = resolve_rest(settings);
+    settings->masked = calloc((size_t)settings->num_ranks, sizeof *settings->masked);
+    if (mine == EP_OK && settings->masked == NULL)
+        mine = epi_fail(EP_ERR_MEMORY, "no memory for a group of %d ranks", settings->num_ranks);
     EPI_TRY(epi_agree(bootstrap, mine));
-    hello own = {HELLO_MAGIC, settings->num_ranks, settings->ranks_per_node, ""};
-    snprintf(own.transport, sizeof own.transport, "%s", settings->transport);
-    const void *all = NULL;
-    EPI_TRY(epi_gather(bootstrap, &own, sizeof own, &all));
-    return compare_hellos(all, settings->num_ranks);
+    return epi_group_compare(bootstrap, settings->ranks_per_node, settings->transport,
+                             settings->masked);
 }
 
 /* Everything but what needs the other ranks; takes over `outside`. */
@@ -201,11 +230,11 @@ static ep_status group_alloc(const group_settings *settings, epi_bootstrap *outs
 {
     ep_group *group = calloc(1, sizeof *group);
     group_bootstrap *bootstrap = calloc(1, sizeof *bootstrap);
-    bool *masked = calloc((size_t)settings->num_ranks, sizeof *masked);
-    if (group == NULL || bootstrap == NULL || masked == NULL) {
+    _Atomic bool *late = calloc((size_t)settings->num_ranks, sizeof *late);
+    if (group == NULL || bootstrap == NULL || late == NULL) {
         free(group);
         free(bootstrap);
-        free(masked);
+        free((void *)late);
         return epi_fail(EP_ERR_MEMORY, "no memory for a group of %d ranks", settings->num_ranks);
     }
     *allocated = group;
@@ -213,20 +242,32 @@ static ep_status group_alloc(const group_settings *settings, epi_bootstrap *outs
     group->num_ranks = settings->num_ranks;
     group->ranks_per_node = settings->ranks_per_node;
     group->timeout_ms = settings->timeout_ms;
-    group->masked = masked;
+    group->masked = settings->masked;
+    group->late = late;
+    epi_group_set_mask(group, group->rank, false); /* works out what tells masks apart */
+    group->job = settings->job;
+    snprintf(group->name, sizeof group->name, "%s", settings->config.name);
+    snprintf(group->transport_name, sizeof group->transport_name, "%s", settings->transport);
     group->bootstrap = &bootstrap->base;
     bootstrap->group = group;
     bootstrap->outside = outside;
-    return epi_bootstrap_init(&bootstrap->base, switch_allgather, switch_close, settings->rank,
-                              settings->num_ranks);
+    EPI_TRY(epi_bootstrap_init(&bootstrap->base, switch_allgather, switch_close, settings->rank,
+                               settings->num_ranks));
+    bootstrap->base.rejoining = settings->config.rejoin;
+    return EP_OK;
 }
 
 static ep_status connect_group(ep_group *group, const char *transport)
 {
     EPI_TRY(epi_transport_open(transport, group->bootstrap, &group->transport));
     EPI_TRY(epi_collective_open(group));
-    /* From here on the window serves, which notices the death of a rank. */
     group_bootstrap *bootstrap = (group_bootstrap *)group->bootstrap;
+    if (bootstrap->base.rejoining) {
+        EPI_TRY(epi_rejoin_align(group, bootstrap->outside));
+        epi_collective_announce(group);
+        bootstrap->base.rejoining = false;
+    }
+    /* From here on the window serves, which notices the death of a rank. */
     epi_bootstrap_close(bootstrap->outside);
     bootstrap->outside = NULL;
     return ep_group_barrier(group);
@@ -242,15 +283,13 @@ static ep_status create(const ep_group_config *given, ep_group **created)
     EPI_TRY(resolve_name(&settings));
     epi_bootstrap *outside = NULL;
     EPI_TRY(open_outside(&settings, &outside));
-    ep_status status = agree_settings(&settings, outside, resolve_rest(&settings));
-    if (status != EP_OK) {
-        epi_bootstrap_close(outside);
-        return status;
-    }
     ep_group *group = NULL;
-    status = epi_agree(outside, group_alloc(&settings, outside, &group));
+    ep_status status = agree_settings(&settings, outside);
+    if (status == EP_OK)
+        status = epi_agree(outside, group_alloc(&settings, outside, &group));
     if (group == NULL) {
         epi_bootstrap_close(outside);
+        free(settings.masked);
         return status;
     }
     if (status == EP_OK)
@@ -272,6 +311,7 @@ void ep_group_destroy(ep_group *group)
         group->transport->ops->destroy(group->transport);
     epi_bootstrap_close(group->bootstrap);
     free(group->masked);
+    free((void *)group->late);
     free(group);
 }
 

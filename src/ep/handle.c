@@ -46,6 +46,22 @@ ep_handle *epi_handle_hold(ep_handle *handle)
     return handle;
 }
 
+ep_status epi_handle_check(const char *call, const ep_buffer *buffer, const ep_handle *handle,
+                           bool same_ranks)
+{
+    if (!handle)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is NULL", call);
+    if (handle->buffer != buffer)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: handle was made by another buffer", call);
+    if (handle->ll)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: handle is of ep_ll_dispatch", call);
+    if (same_ranks && handle->mask_sum != buffer->group->mask_sum)
+        return epi_fail(EP_ERR_STATE,
+                        "%s: handle is of call %llu, when other ranks were masked; dispatch anew",
+                        call, (unsigned long long)handle->id);
+    return epi_buffer_check_handle(call, buffer, handle->id);
+}
+
 void ep_handle_release(ep_handle *handle)
 {
     if (!handle || atomic_fetch_sub(&handle->holders, 1) != 1)

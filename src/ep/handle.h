@@ -8,7 +8,8 @@
 struct ep_handle {
     ep_buffer *buffer;
     _Atomic int holders;
-    uint64_t id; /* epoch of the dispatch that made it: the same on every rank */
+    uint64_t id;      /* epoch of the dispatch that made it: the same on every rank */
+    int64_t mask_sum; /* of the ranks that were masked then */
     int num_ranks, topk, num_local;
     int64_t num_tokens, num_experts, hidden;
     int64_t num_rows; /* rows that hold a token */
@@ -32,6 +33,11 @@ ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk);
 /* Without arrays, for a result of the low-latency mode, which has its own. */
 ep_handle *epi_handle_new_bare(ep_buffer *buffer);
 ep_handle *epi_handle_hold(ep_handle *handle);
+
+/* Whether a call of the normal mode can use a handle; with `same_ranks` only while those are masked
+   that were when it was made. */
+ep_status epi_handle_check(const char *call, const ep_buffer *buffer, const ep_handle *handle,
+                           bool same_ranks);
 
 /* Which rank owns an expert, and which of its experts it is. */
 typedef struct epi_experts {

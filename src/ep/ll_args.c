@@ -124,7 +124,7 @@ ep_status epi_ll_check_handle(const char *call, const ep_buffer *buffer, const e
     if (handle->ll->retired)
         return epi_fail(EP_ERR_STATE, "%s: the result of call %llu was retired, or its call failed",
                         call, (unsigned long long)handle->ll->epoch);
-    return EP_OK;
+    return epi_buffer_check_handle(call, buffer, handle->id);
 }
 
 static ep_status check_y(const char *call, const ep_tensor *y, const ep_handle *handle)

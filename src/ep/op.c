@@ -123,6 +123,23 @@ static void announce_end(ep_buffer *buffer, uint64_t epoch)
     }
 }
 
+static uint64_t last_ended(const ep_buffer *buffer)
+{
+    return buffer->oldest ? buffer->oldest->epoch - 1 : buffer->epoch;
+}
+
+void epi_op_align(ep_buffer *buffer, uint64_t epoch)
+{
+    pthread_mutex_lock(&buffer->lock);
+    buffer->epoch = epoch;
+    uint64_t ended = last_ended(buffer);
+    pthread_mutex_unlock(&buffer->lock);
+    for (int peer = 0; peer < buffer->num_ranks; peer++)
+        if (!buffer->group->masked[peer])
+            buffer->window->transport->ops->notify(buffer->window, peer, EPI_SLOT_ENTER, epoch);
+    announce_end(buffer, ended);
+}
+
 /* Ends a call: publishes or undoes what it did, and lets go of it. Its event comes after. */
 static void end(epi_op *op, ep_status status)
 {
@@ -131,7 +148,7 @@ static void end(epi_op *op, ep_status status)
     pthread_mutex_lock(&buffer->lock);
     *(op->older ? &op->older->newer : &buffer->oldest) = op->newer;
     *(op->newer ? &op->newer->older : &buffer->newest) = op->older;
-    uint64_t ended = buffer->oldest ? buffer->oldest->epoch - 1 : buffer->epoch;
+    uint64_t ended = last_ended(buffer);
     pthread_mutex_unlock(&buffer->lock);
     if (op->announces || op->rejected)
         announce_end(buffer, ended);

@@ -78,6 +78,9 @@ ep_status epi_op_submit(epi_op *op, ep_event **event);
    error is the reason. Returns `status`. */
 ep_status epi_op_reject(ep_buffer *buffer, const char *name, ep_status status);
 
+/* Between calls: goes on counting from `epoch`, as every rank then does, and tells the others. */
+void epi_op_align(ep_buffer *buffer, uint64_t epoch);
+
 /* Runs queued calls until none is left. */
 void epi_op_drain(ep_buffer *buffer);
 

@@ -73,6 +73,15 @@ static bool spin(const wait_state *wait)
     return false;
 }
 
+/* Notes whom a failed wait names; `dead` -1: all that are late. */
+static void note_late(const wait_state *wait, int dead)
+{
+    ep_group *group = wait->group;
+    for (int rank = 0; rank < group->num_ranks; rank++)
+        atomic_store(&group->late[rank],
+                     dead >= 0 ? rank == dead : is_late(group, wait->late, wait->context, rank));
+}
+
 /* A late rank that has certainly ended, or -1. Whether it is late is looked at once more after it
    was seen dead: its last notifications may have come in between. */
 static int find_dead(const wait_state *wait)
@@ -101,6 +110,7 @@ static ep_status fail_timeout(const wait_state *wait, const char *call, uint64_t
                               int64_t timeout_ms)
 {
     char ranks[128];
+    note_late(wait, -1);
     epi_late_list(wait->group, wait->late, wait->context, ranks, sizeof ranks);
     return epi_fail(EP_ERR_TIMEOUT, "%s (call %llu): no word from %s within %lld ms", call,
                     (unsigned long long)epoch, ranks, (long long)timeout_ms);
@@ -110,9 +120,11 @@ ep_status epi_wait(ep_group *group, epi_window *window, const char *call, uint64
                    epi_ready_fn ready, epi_late_fn late, void *context, int64_t timeout_ms)
 {
     const wait_state wait = {group, window, ready, late, context};
-    if (!alive(&wait, group->rank))
+    if (!alive(&wait, group->rank)) {
+        note_late(&wait, group->rank);
         return epi_fail(EP_ERR_RANK_DEAD, "%s (call %llu): rank %d, this one, has ended", call,
                         (unsigned long long)epoch, group->rank);
+    }
     if (timeout_ms == 0)
         timeout_ms = group->timeout_ms;
     int64_t deadline = now_ns(&wait) + timeout_ms * EPI_NS_PER_MS;
@@ -122,9 +134,11 @@ ep_status epi_wait(ep_group *group, epi_window *window, const char *call, uint64
         int64_t now = now_ns(&wait);
         if (now >= look) {
             int dead = find_dead(&wait);
-            if (dead >= 0)
+            if (dead >= 0) {
+                note_late(&wait, dead);
                 return epi_fail(EP_ERR_RANK_DEAD, "%s (call %llu): rank %d has ended", call,
                                 (unsigned long long)epoch, dead);
+            }
             look = now + SLICE_NS;
         }
         if (now >= deadline)

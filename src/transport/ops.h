@@ -27,6 +27,7 @@
 
 typedef struct epi_transport epi_transport;
 typedef struct epi_window epi_window;
+typedef struct epi_bootstrap epi_bootstrap;
 
 /*
  * The head of every window. Each source's words fill whole cache lines that
@@ -76,6 +77,12 @@ typedef struct epi_transport_ops {
     /* Local: backs the first `bytes` of this rank's window. Peers may touch them once told.
        Fails with EP_ERR_MEMORY rather than letting a later store fault. Never shrinks. */
     ep_status (*window_commit)(epi_window *window, size_t bytes);
+
+    /* A rank that had left comes back: it opens the transport and makes its windows as ever, over
+       `bootstrap`, and the ranks that stayed take their part in that by these calls. Both may be
+       NULL: never. EP_ERR_STATE when the rank's former process still runs. */
+    ep_status (*admit)(epi_transport *transport, int rank, epi_bootstrap *bootstrap);
+    ep_status (*window_admit)(epi_window *window, int rank, epi_bootstrap *bootstrap);
 
     /* Local: backs or drops whole pages of this rank's window past the committed head, where it is
        used sparsely. Dropped pages read as zero. Peers may touch backed ones once told. */
@@ -128,14 +135,14 @@ struct epi_transport {
  * `scratch` is allocated before the first of them, so that no later step can fail on one rank alone
  * without the others hearing of it. Ranks that are masked give zeros.
  */
-typedef struct epi_bootstrap {
-    ep_status (*allgather)(struct epi_bootstrap *bootstrap, const void *send, void *recv,
-                           size_t bytes);
-    void (*close)(struct epi_bootstrap *bootstrap);
+struct epi_bootstrap {
+    ep_status (*allgather)(epi_bootstrap *bootstrap, const void *send, void *recv, size_t bytes);
+    void (*close)(epi_bootstrap *bootstrap);
     int rank;
     int num_ranks;
     uint8_t *scratch; /* [num_ranks * EPI_BOOTSTRAP_MAX], 16-byte aligned */
-} epi_bootstrap;
+    bool rejoining;   /* one rank comes back to a group that the others have kept */
+};
 
 /* All-gathers `bytes` (at most EPI_BOOTSTRAP_MAX); *all [num_ranks * bytes] lies in the scratch
    until the next gather. */

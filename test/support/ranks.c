@@ -44,28 +44,46 @@ static int64_t timeout_ms(void)
     return text != NULL ? atoll(text) * 1000 : 60000;
 }
 
+static int start_process(test_processes *processes, int rank, int num_ranks, test_rank_fn body,
+                         void *arg)
+{
+    fflush(NULL); /* or the child would write it again */
+    pid_t pid = fork();
+    if (pid < 0) {
+        perror("fork");
+        return -1;
+    }
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* do not outlive a test that was killed */
+        int result = body(rank, num_ranks, arg);
+        fflush(NULL);
+        _exit(result);
+    }
+    processes->pid[rank] = pid;
+    processes->result[rank] = RUNNING;
+    return 0;
+}
+
 int test_processes_start(test_processes *processes, int num_ranks, test_rank_fn body, void *arg)
 {
-    fflush(NULL); /* or the children would write it again */
     processes->num_ranks = 0;
     for (int rank = 0; rank < num_ranks; rank++) {
-        pid_t pid = fork();
-        if (pid < 0) {
-            perror("fork");
+        if (start_process(processes, rank, num_ranks, body, arg) != 0) {
             test_processes_wait(processes, 0);
             return -1;
         }
-        if (pid == 0) {
-            prctl(PR_SET_PDEATHSIG, SIGKILL); /* do not outlive a test that was killed */
-            int result = body(rank, num_ranks, arg);
-            fflush(NULL);
-            _exit(result);
-        }
-        processes->pid[rank] = pid;
-        processes->result[rank] = RUNNING;
         processes->num_ranks = rank + 1;
     }
     return 0;
+}
+
+int test_processes_replace(test_processes *processes, int rank, test_rank_fn body, void *arg)
+{
+    int status;
+    if (processes->result[rank] == RUNNING &&
+        waitpid(processes->pid[rank], &status, 0) != processes->pid[rank])
+        return -1;
+    return start_process(processes, rank, processes->num_ranks, body, arg);
 }
 
 void test_processes_signal(test_processes *processes, int rank, int signal)

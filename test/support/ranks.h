@@ -58,6 +58,8 @@ typedef struct test_processes {
 
 /* Returns 0, or -1 when a process could not be started. */
 int test_processes_start(test_processes *processes, int num_ranks, test_rank_fn body, void *arg);
+/* Waits until a rank has ended, however it did, and starts it anew with `body`. Returns 0 or -1. */
+int test_processes_replace(test_processes *processes, int rank, test_rank_fn body, void *arg);
 void test_processes_signal(test_processes *processes, int rank, int signal);
 /* Waits until all have ended; those that have not after timeout_ms are killed. Returns how many did
    not return 0. */

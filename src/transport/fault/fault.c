@@ -108,6 +108,21 @@ static ep_status fault_window_create(epi_transport *transport, size_t reserve, s
     return EP_OK;
 }
 
+/* Round for round what epi_fault_open and fault_window_create do on the rank that comes back. */
+static ep_status fault_admit(epi_transport *transport, int rank, epi_bootstrap *bootstrap)
+{
+    epi_transport *inner = self(transport)->inner;
+    EPI_TRY(inner->ops->admit(inner, rank, bootstrap));
+    return epi_agree(bootstrap, EP_OK);
+}
+
+static ep_status fault_window_admit(epi_window *window, int rank, epi_bootstrap *bootstrap)
+{
+    epi_transport *inner = self(window->transport)->inner;
+    EPI_TRY(inner->ops->window_admit(inner_window(window), rank, bootstrap));
+    return epi_agree(bootstrap, EP_OK);
+}
+
 static ep_status fault_window_commit(epi_window *window, size_t bytes)
 {
     epi_transport *inner = self(window->transport)->inner;
@@ -193,6 +208,8 @@ static const epi_transport_ops fault_ops = {
     .window_create = fault_window_create,
     .window_destroy = fault_window_destroy,
     .window_commit = fault_window_commit,
+    .admit = fault_admit,
+    .window_admit = fault_window_admit,
     .window_back = fault_window_back,
     .window_drop = fault_window_drop,
     .notify = fault_notify,

@@ -19,7 +19,7 @@
 #define IOV_BATCH 512 /* at most IOV_MAX, 1024 on Linux */
 
 typedef struct introduction {
-    int64_t pid;
+    int64_t pid; /* 0 of a masked rank */
     uint64_t start_time;
     uint64_t pid_namespace;
     char boot_id[40]; /* differs between hosts */
@@ -42,17 +42,22 @@ static ep_status introduce_self(introduction *self)
 
 static ep_status check_same_host(const introduction *all, int num_ranks)
 {
-    for (int rank = 1; rank < num_ranks; rank++) {
-        if (memcmp(all[rank].boot_id, all[0].boot_id, sizeof all[0].boot_id) != 0)
+    int first = 0;
+    while (first < num_ranks && all[first].pid == 0)
+        first++;
+    for (int rank = first + 1; rank < num_ranks; rank++) {
+        if (all[rank].pid == 0)
+            continue;
+        if (memcmp(all[rank].boot_id, all[first].boot_id, sizeof all[first].boot_id) != 0)
             return epi_fail(EP_ERR_UNSUPPORTED,
-                            "transport \"shm\" needs all ranks on one host: ranks 0 and %d are on "
+                            "transport \"shm\" needs all ranks on one host: ranks %d and %d are on "
                             "different ones",
-                            rank);
-        if (all[rank].pid_namespace != all[0].pid_namespace)
+                            first, rank);
+        if (all[rank].pid_namespace != all[first].pid_namespace)
             return epi_fail(EP_ERR_UNSUPPORTED,
-                            "transport \"shm\" needs all ranks in one PID namespace: ranks 0 and "
+                            "transport \"shm\" needs all ranks in one PID namespace: ranks %d and "
                             "%d are in different ones",
-                            rank);
+                            first, rank);
     }
     return EP_OK;
 }
@@ -63,33 +68,54 @@ static bool same_process(const shm_peer *peer)
     return epi_process_start_time(peer->pid, &start_time) && start_time == peer->start_time;
 }
 
-ep_status epi_shm_peers_meet(shm_transport *transport)
+static void forget(shm_peer *peer)
+{
+    if (peer->pidfd >= 0)
+        close(peer->pidfd);
+    peer->pidfd = -1;
+}
+
+static void meet(shm_transport *transport, int rank, const introduction *said)
+{
+    shm_peer *peer = &transport->peers[rank];
+    forget(peer);
+    peer->pid = (pid_t)said->pid;
+    peer->start_time = said->start_time;
+    if (rank != transport->base.rank && peer->pid != 0)
+        peer->pidfd = (int)syscall(SYS_pidfd_open, peer->pid, 0); /* CLOEXEC by itself */
+    /* A pidfd opened after the peer ended may be that of another process. */
+    atomic_store(&peer->dead, peer->pid == 0 || !same_process(peer));
+}
+
+static ep_status check_successor(shm_transport *transport, int rank, const introduction *said)
+{
+    const shm_peer *before = &transport->peers[rank];
+    if (said->pid == before->pid || !epi_shm_peer_alive(&transport->base, rank))
+        return EP_OK;
+    return epi_fail(EP_ERR_STATE, "the former process of rank %d, %lld, still runs", rank,
+                    (long long)before->pid);
+}
+
+ep_status epi_shm_peers_meet(shm_transport *transport, epi_bootstrap *bootstrap, int only)
 {
     introduction mine;
-    EPI_TRY(epi_agree(transport->bootstrap, introduce_self(&mine)));
+    EPI_TRY(epi_agree(bootstrap, introduce_self(&mine)));
     const void *gathered = NULL;
-    EPI_TRY(epi_gather(transport->bootstrap, &mine, sizeof mine, &gathered));
+    EPI_TRY(epi_gather(bootstrap, &mine, sizeof mine, &gathered));
     const introduction *all = gathered;
-    EPI_TRY(check_same_host(all, transport->base.num_ranks));
-    for (int rank = 0; rank < transport->base.num_ranks; rank++) {
-        shm_peer *peer = &transport->peers[rank];
-        peer->pid = (pid_t)all[rank].pid;
-        peer->start_time = all[rank].start_time;
-        if (rank != transport->base.rank)
-            peer->pidfd = (int)syscall(SYS_pidfd_open, peer->pid, 0); /* CLOEXEC by itself */
-    }
-    /* A pidfd opened after the peer ended may be that of another process. */
-    for (int rank = 0; rank < transport->base.num_ranks; rank++)
-        if (!same_process(&transport->peers[rank]))
-            atomic_store(&transport->peers[rank].dead, true);
-    return EP_OK;
+    ep_status status = check_same_host(all, transport->base.num_ranks);
+    if (status == EP_OK && only >= 0)
+        status = check_successor(transport, only, &all[only]);
+    for (int rank = 0; status == EP_OK && rank < transport->base.num_ranks; rank++)
+        if (only < 0 || rank == only)
+            meet(transport, rank, &all[rank]);
+    return epi_agree(bootstrap, status);
 }
 
 void epi_shm_peers_part(shm_transport *transport)
 {
     for (int rank = 0; rank < transport->base.num_ranks; rank++)
-        if (transport->peers[rank].pidfd >= 0)
-            close(transport->peers[rank].pidfd);
+        forget(&transport->peers[rank]);
     free(transport->peers);
 }
 
@@ -183,7 +209,7 @@ typedef struct probe {
 
 static const uint64_t probe_word = UINT64_C(0x656e747265706f74); /* read by peers */
 
-ep_status epi_shm_peers_try_read(shm_transport *transport)
+ep_status epi_shm_peers_try_read(shm_transport *transport, epi_bootstrap *bootstrap)
 {
 #ifdef PR_SET_PTRACER
     /* Where the Yama security module restricts it, peers of the same user are let in. */
@@ -192,19 +218,22 @@ ep_status epi_shm_peers_try_read(shm_transport *transport)
 #endif
     probe mine = {(uint64_t)(uintptr_t)&probe_word, probe_word};
     const void *gathered = NULL;
-    EPI_TRY(epi_gather(transport->bootstrap, &mine, sizeof mine, &gathered));
+    EPI_TRY(epi_gather(bootstrap, &mine, sizeof mine, &gathered));
     const probe *probes = gathered;
     int32_t works = 1;
     for (int rank = 0; rank < transport->base.num_ranks && works; rank++) {
         uint64_t seen = 0;
+        if (probes[rank].nonce == 0) /* masked */
+            continue;
         epi_remote_read read = {probes[rank].address, &seen, sizeof seen};
         works = epi_shm_peer_read(&transport->base, rank, &read, 1) == EP_OK &&
                 seen == probes[rank].nonce;
     }
-    EPI_TRY(epi_gather(transport->bootstrap, &works, sizeof works, &gathered));
+    works = works ? 1 : -1; /* 0: masked */
+    EPI_TRY(epi_gather(bootstrap, &works, sizeof works, &gathered));
     const int32_t *all_work = gathered;
     transport->can_read = true;
     for (int rank = 0; rank < transport->base.num_ranks; rank++)
-        transport->can_read = transport->can_read && all_work[rank] != 0;
+        transport->can_read = transport->can_read && all_work[rank] >= 0;
     return EP_OK;
 }

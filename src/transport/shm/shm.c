@@ -48,12 +48,24 @@ static int shm_ranks_per_core(epi_transport *transport)
     return shm_self(transport)->ranks_per_core;
 }
 
+/* Round for round what epi_shm_open does on the rank that comes back. */
+static ep_status shm_admit(epi_transport *base, int rank, epi_bootstrap *bootstrap)
+{
+    shm_transport *transport = shm_self(base);
+    EPI_TRY(epi_agree(bootstrap, EP_OK));
+    EPI_TRY(epi_shm_peers_meet(transport, bootstrap, rank));
+    EPI_TRY(epi_shm_peers_try_read(transport, bootstrap));
+    return epi_ranks_per_core(bootstrap, &transport->ranks_per_core);
+}
+
 static const epi_transport_ops shm_ops = {
     .name = "shm",
     .destroy = shm_destroy,
     .window_create = epi_shm_window_create,
     .window_destroy = epi_shm_window_destroy,
     .window_commit = epi_shm_window_commit,
+    .admit = shm_admit,
+    .window_admit = epi_shm_window_admit,
     .window_back = epi_shm_window_back,
     .window_drop = epi_shm_window_drop,
     .notify = shm_notify,
@@ -95,10 +107,10 @@ ep_status epi_shm_open(epi_bootstrap *bootstrap, epi_transport **opened)
     status = epi_agree(bootstrap, status);
     if (status == EP_OK) {
         transport->bootstrap = bootstrap;
-        status = epi_shm_peers_meet(transport);
+        status = epi_shm_peers_meet(transport, bootstrap, -1);
     }
     if (status == EP_OK)
-        status = epi_shm_peers_try_read(transport);
+        status = epi_shm_peers_try_read(transport, bootstrap);
     if (status == EP_OK)
         status = epi_ranks_per_core(bootstrap, &transport->ranks_per_core);
     if (status == EP_OK)

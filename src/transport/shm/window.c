@@ -158,6 +158,15 @@ ep_status epi_shm_window_commit(epi_window *base, size_t bytes)
     return EP_OK;
 }
 
+static ep_status describe(const shm_window *window, offer *mine)
+{
+    struct stat status;
+    if (fstat(window->fd, &status) != 0)
+        return epi_fail_errno(EP_ERR_SYSTEM, "looking at a memory file");
+    *mine = (offer){PRESENT, status.st_dev, status.st_ino, window->base.reserve, window->fd};
+    return EP_OK;
+}
+
 /* Makes this rank's own memory and says in `mine` where it is. */
 static ep_status window_prepare(shm_transport *transport, size_t reserve, size_t committed,
                                 shm_window **prepared, offer *mine)
@@ -175,11 +184,7 @@ static ep_status window_prepare(shm_transport *transport, size_t reserve, size_t
     EPI_TRY(epi_pages_map(window->fd, reserve, &window->base.base));
     window->base.peer[transport->base.rank] = window->base.base;
     EPI_TRY(epi_shm_window_commit(&window->base, committed));
-    struct stat status;
-    if (fstat(window->fd, &status) != 0)
-        return epi_fail_errno(EP_ERR_SYSTEM, "looking at a memory file");
-    *mine = (offer){PRESENT, status.st_dev, status.st_ino, reserve, window->fd};
-    return EP_OK;
+    return describe(window, mine);
 }
 
 /* Opens a peer's file; a process that has taken the number of one that ended cannot pass its own
@@ -200,10 +205,13 @@ static ep_status open_peer(const shm_transport *transport, int rank, const offer
     return epi_fail(EP_ERR_SYSTEM, "%s is not the window of rank %d", path, rank);
 }
 
-static ep_status map_peers(shm_transport *transport, shm_window *window, const offer *offers)
+/* `only` -1: all of them. */
+static ep_status map_peers(shm_transport *transport, shm_window *window, const offer *offers,
+                           int only)
 {
     for (int rank = 0; rank < transport->base.num_ranks; rank++) {
-        if (rank == transport->base.rank || offers[rank].present != PRESENT)
+        if (rank == transport->base.rank || offers[rank].present != PRESENT ||
+            (only >= 0 && rank != only))
             continue;
         if (offers[rank].reserve != window->base.reserve)
             return epi_fail(EP_ERR_MISMATCH,
@@ -212,6 +220,8 @@ static ep_status map_peers(shm_transport *transport, shm_window *window, const o
                             (unsigned long long)offers[rank].reserve, rank);
         int fd;
         EPI_TRY(open_peer(transport, rank, &offers[rank], &fd));
+        epi_pages_unmap(window->base.peer[rank], window->base.reserve); /* of a former process */
+        window->base.peer[rank] = NULL;
         ep_status status = epi_pages_map(fd, window->base.reserve, &window->base.peer[rank]);
         close(fd);
         EPI_TRY(status);
@@ -232,11 +242,22 @@ ep_status epi_shm_window_create(epi_transport *base, size_t reserve, size_t comm
     if (status == EP_OK)
         status = epi_gather(transport->bootstrap, &mine, sizeof mine, &offers);
     if (status == EP_OK) /* also keeps every file open until all have mapped it */
-        status = epi_agree(transport->bootstrap, map_peers(transport, window, offers));
+        status = epi_agree(transport->bootstrap, map_peers(transport, window, offers, -1));
     if (status != EP_OK) {
         epi_shm_window_destroy((epi_window *)window);
         return status;
     }
     *created = &window->base;
     return EP_OK;
+}
+
+/* Round for round what creating the window does on the rank that comes back. */
+ep_status epi_shm_window_admit(epi_window *base, int rank, epi_bootstrap *bootstrap)
+{
+    shm_window *window = (shm_window *)base;
+    offer mine = {0};
+    EPI_TRY(epi_agree(bootstrap, describe(window, &mine)));
+    const void *offers = NULL;
+    EPI_TRY(epi_gather(bootstrap, &mine, sizeof mine, &offers));
+    return epi_agree(bootstrap, map_peers(shm_self(base->transport), window, offers, rank));
 }

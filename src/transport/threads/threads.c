@@ -36,6 +36,7 @@ typedef struct threads_transport {
     epi_bootstrap *bootstrap;
     shared_state *shared;
     int ranks_per_core;
+    _Atomic bool ended; /* this rank; `dead` may by then speak of one that took its place */
 } threads_transport;
 
 typedef struct threads_window {
@@ -229,11 +230,27 @@ static ep_status threads_window_create(epi_transport *base, size_t reserve, size
     return EP_OK;
 }
 
+/* Round for round what creating the window does on the rank that comes back. */
+static ep_status threads_window_admit(epi_window *base, int rank, epi_bootstrap *bootstrap)
+{
+    threads_window *window = (threads_window *)base;
+    offer mine = {PRESENT, window->memory[base->transport->rank]};
+    const void *all = NULL;
+    EPI_TRY(epi_agree(bootstrap, EP_OK));
+    EPI_TRY(epi_gather(bootstrap, &mine, sizeof mine, &all));
+    shared_memory *theirs = ((const offer *)all)[rank].memory;
+    atomic_fetch_add_explicit(&theirs->references, 1, memory_order_relaxed);
+    memory_release(window->memory[rank]);
+    window->memory[rank] = theirs;
+    base->peer[rank] = theirs->base;
+    return epi_agree(bootstrap, EP_OK);
+}
+
 static void threads_notify(epi_window *window, int dst, int slot, uint64_t value)
 {
     epi_transport *transport = window->transport;
     if (window->peer[dst] == NULL ||
-        atomic_load_explicit(&self(transport)->shared->dead[transport->rank], memory_order_relaxed))
+        atomic_load_explicit(&self(transport)->ended, memory_order_relaxed))
         return;
     epi_control_raise((epi_control *)window->peer[dst], transport->rank, slot, value,
                       EPI_FUTEX_PRIVATE);
@@ -256,12 +273,15 @@ static void threads_sleep_cancel(epi_window *window)
 
 static bool threads_peer_alive(epi_transport *transport, int rank)
 {
+    if (rank == transport->rank)
+        return !atomic_load_explicit(&self(transport)->ended, memory_order_acquire);
     /* acquire: pairs with kill_self, so that what the rank notified before is seen */
     return !atomic_load_explicit(&self(transport)->shared->dead[rank], memory_order_acquire);
 }
 
 static void threads_kill_self(epi_transport *transport)
 {
+    atomic_store_explicit(&self(transport)->ended, true, memory_order_release);
     atomic_store_explicit(&self(transport)->shared->dead[transport->rank], true,
                           memory_order_release);
 }
@@ -300,12 +320,84 @@ static int threads_ranks_per_core(epi_transport *transport)
     return self(transport)->ranks_per_core;
 }
 
+static shared_state *shared_create(int num_ranks)
+{
+    shared_state *shared = calloc(1, sizeof *shared + (size_t)num_ranks * sizeof shared->dead[0]);
+    if (shared != NULL)
+        atomic_init(&shared->references, num_ranks);
+    return shared;
+}
+
+typedef struct introduction {
+    int64_t pid;          /* 0 of a masked rank */
+    shared_state *shared; /* of rank 0, or when a rank comes back of all others */
+} introduction;
+
+static ep_status check_one_process(const introduction *all, int num_ranks)
+{
+    for (int rank = 0; rank < num_ranks; rank++)
+        if (all[rank].pid != 0 && all[rank].pid != getpid())
+            return epi_fail(EP_ERR_UNSUPPORTED,
+                            "transport \"threads\" needs all ranks in one process: rank %d is in "
+                            "process %lld, this one in %lld",
+                            rank, (long long)all[rank].pid, (long long)getpid());
+    return EP_OK;
+}
+
+/* Collective over `bootstrap`: everybody's introduction. The state of the first that has one is
+   the one to use. */
+static ep_status introduce(threads_transport *transport, epi_bootstrap *bootstrap,
+                           shared_state *own, shared_state **shared)
+{
+    introduction mine = {getpid(), own};
+    const void *gathered = NULL;
+    EPI_TRY(epi_gather(bootstrap, &mine, sizeof mine, &gathered));
+    const introduction *all = gathered;
+    EPI_TRY(check_one_process(all, transport->base.num_ranks));
+    for (int rank = 0; rank < transport->base.num_ranks && *shared == NULL; rank++)
+        *shared = all[rank].shared;
+    return *shared != NULL ? EP_OK
+                           : epi_fail(EP_ERR_MEMORY, "no memory for what %d ranks share",
+                                      transport->base.num_ranks);
+}
+
+/* All ranks get the state that rank 0 makes; one that comes back that of the others. */
+static ep_status share_state(threads_transport *transport)
+{
+    epi_bootstrap *bootstrap = transport->bootstrap;
+    shared_state *own = NULL;
+    if (transport->base.rank == 0 && !bootstrap->rejoining)
+        own = shared_create(transport->base.num_ranks);
+    ep_status status = introduce(transport, bootstrap, own, &transport->shared);
+    /* Where words were lost, rank 0 cannot know who has the address of its state, and leaves it. */
+    if (status == EP_ERR_UNSUPPORTED)
+        free(own);
+    if (status == EP_OK && bootstrap->rejoining) {
+        atomic_fetch_add_explicit(&transport->shared->references, 1, memory_order_relaxed);
+        atomic_store(&transport->shared->dead[transport->base.rank], false);
+    }
+    return status;
+}
+
+/* Round for round what epi_threads_open does on the rank that comes back. */
+static ep_status threads_admit(epi_transport *base, int rank, epi_bootstrap *bootstrap)
+{
+    threads_transport *transport = self(base);
+    shared_state *shared = NULL;
+    (void)rank;
+    EPI_TRY(epi_agree(bootstrap, EP_OK));
+    EPI_TRY(introduce(transport, bootstrap, transport->shared, &shared));
+    return epi_ranks_per_core(bootstrap, &transport->ranks_per_core);
+}
+
 static const epi_transport_ops threads_ops = {
     .name = "threads",
     .destroy = threads_destroy,
     .window_create = threads_window_create,
     .window_destroy = threads_window_destroy,
     .window_commit = threads_commit,
+    .admit = threads_admit,
+    .window_admit = threads_window_admit,
     .window_back = threads_back,
     .window_drop = threads_drop,
     .notify = threads_notify,
@@ -320,46 +412,6 @@ static const epi_transport_ops threads_ops = {
     .now_ns = threads_now_ns,
     .ranks_per_core = threads_ranks_per_core,
 };
-
-static shared_state *shared_create(int num_ranks)
-{
-    shared_state *shared = calloc(1, sizeof *shared + (size_t)num_ranks * sizeof shared->dead[0]);
-    if (shared != NULL)
-        atomic_init(&shared->references, num_ranks);
-    return shared;
-}
-
-typedef struct introduction {
-    int64_t pid;
-    shared_state *shared; /* rank 0's */
-} introduction;
-
-/* Collective: all ranks get the state that rank 0 makes. */
-static ep_status share_state(threads_transport *transport)
-{
-    introduction mine = {.pid = getpid()};
-    if (transport->base.rank == 0)
-        mine.shared = shared_create(transport->base.num_ranks);
-    const void *all = NULL;
-    /* On failure rank 0 leaves the state allocated: it cannot know who has its address. */
-    EPI_TRY(epi_gather(transport->bootstrap, &mine, sizeof mine, &all));
-    const introduction *theirs = all;
-    for (int rank = 0; rank < transport->base.num_ranks; rank++) {
-        if (theirs[rank].pid == theirs[0].pid)
-            continue;
-        if (transport->base.rank == 0)
-            free(mine.shared); /* all see the same pids, so nobody uses it */
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "transport \"threads\" needs all ranks in one process: rank 0 is in "
-                        "process %lld, rank %d in process %lld",
-                        (long long)theirs[0].pid, rank, (long long)theirs[rank].pid);
-    }
-    if (theirs[0].shared == NULL)
-        return epi_fail(EP_ERR_MEMORY, "no memory for what %d ranks share",
-                        transport->base.num_ranks);
-    transport->shared = theirs[0].shared;
-    return EP_OK;
-}
 
 ep_status epi_threads_open(epi_bootstrap *bootstrap, epi_transport **opened)
 {
