@@ -200,7 +200,7 @@ ep_status epi_rejoin_align(ep_group *group, epi_bootstrap *bootstrap)
         if (positions[rank].recoveries > own.recoveries)
             own.recoveries = positions[rank].recoveries;
     }
-    group->epoch = own.group_epoch;
+    group->epoch = own.group_epoch + 2; /* past that of the gather itself */
     group->recoveries = own.recoveries;
     return EP_OK;
 }

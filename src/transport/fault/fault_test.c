@@ -72,7 +72,7 @@ static ep_status alone(epi_bootstrap *bootstrap, const void *send, void *recv, s
 }
 
 static _Alignas(16) uint8_t scratch[EPI_BOOTSTRAP_MAX];
-static epi_bootstrap bootstrap = {alone, NULL, 0, 1, scratch};
+static epi_bootstrap bootstrap = {alone, NULL, 0, 1, scratch, false};
 
 static recorder *recorder_create(void)
 {
