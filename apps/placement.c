@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "placement.h"
 
+#include "json_matrix.h"
 #include "text_file.h"
 
 #include "entrepot/plan.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdarg.h>
@@ -22,67 +22,6 @@ static bool fail(char *message, const char *format, ...)
     vsnprintf(message, PLACEMENT_MESSAGE_MAX, format, args);
     va_end(args);
     return false;
-}
-
-static const char *blanks(const char *p)
-{
-    return p + strspn(p, " \t\r\n");
-}
-
-/* One layer, "[3, 0, ...]", at *text; moves past it. `slots` NULL: only counts them. */
-static bool read_layer(const char **text, int64_t layer, int64_t experts, int32_t *slots,
-                       int64_t *count, char *message)
-{
-    const char *p = blanks(*text);
-    *count = 0;
-    if (*p != '[')
-        return fail(message, "layer %" PRId64 " of \"phy2log\" is no array", layer);
-    do {
-        char *end;
-        p = blanks(p + 1);
-        long id = isdigit((unsigned char)*p) ? strtol(p, &end, 10) : -1;
-        if (id < 0 || id >= experts)
-            return fail(message,
-                        "layer %" PRId64 ", slot %" PRId64 ": '%.*s' is not an expert id in "
-                        "0..%" PRId64,
-                        layer, *count, (int)strcspn(p, " \t\r\n,[]{}:\"") % 20, p, experts - 1);
-        if (slots)
-            slots[*count] = (int32_t)id;
-        ++*count;
-        p = blanks(end);
-    } while (*p == ',');
-    if (*p != ']')
-        return fail(message, "layer %" PRId64 ", slot %" PRId64 ": ',' or ']' must follow", layer,
-                    *count - 1);
-    *text = p + 1;
-    return true;
-}
-
-/* Where layer number `layer` starts; NULL after a message. */
-static const char *find_layer(const char *text, int64_t layer, int64_t experts, char *message)
-{
-    static const char key[] = "\"phy2log\"";
-    const char *p = strstr(text, key);
-    p = p ? blanks(p + sizeof key - 1) : "";
-    p = *p == ':' ? blanks(p + 1) : "";
-    if (*p != '[') {
-        fail(message, "there is no array \"phy2log\"");
-        return NULL;
-    }
-    p++;
-    for (int64_t i = 0; i < layer; i++) {
-        int64_t count;
-        if (!read_layer(&p, i, experts, NULL, &count, message))
-            return NULL;
-        p = blanks(p);
-        if (*p != ',') {
-            fail(message, "\"phy2log\" has %" PRId64 " layers; there is no layer %" PRId64, i + 1,
-                 layer);
-            return NULL;
-        }
-        p++;
-    }
-    return p;
 }
 
 static bool make_tables(const int32_t *slots, int64_t ranks, placement *p, char *message)
@@ -103,24 +42,38 @@ static bool make_tables(const int32_t *slots, int64_t ranks, placement *p, char 
     return true;
 }
 
-bool placement_parse(const char *text, int64_t layer, int64_t experts, int64_t ranks, placement *p,
-                     char message[PLACEMENT_MESSAGE_MAX])
+static bool use_layer(const json_matrix *m, int64_t layer, int64_t ranks, placement *p,
+                      char *message)
 {
-    *p = (placement){.experts = experts};
-    message[0] = 0;
-    const char *start = find_layer(text, layer, experts, message), *again = start;
-    if (!start || !read_layer(&start, layer, experts, NULL, &p->slots, message))
-        return false;
-    if (p->slots % ranks || p->slots < experts || p->slots > 1 << 20)
+    if (layer >= (int64_t)m->rows)
+        return fail(message, "\"phy2log\" has %zu layers; there is no layer %" PRId64, m->rows,
+                    layer);
+    p->slots = (int64_t)m->columns;
+    if (p->slots % ranks || p->slots < p->experts || p->slots > 1 << 20)
         return fail(message,
                     "layer %" PRId64 " has %" PRId64 " slots; it can have %" PRId64
                     "..1048576, a multiple of the %" PRId64 " ranks",
-                    layer, p->slots, experts, ranks);
-    int32_t *slots = malloc((size_t)p->slots * sizeof *slots);
-    bool good = slots ? read_layer(&again, layer, experts, slots, &p->slots, message)
-                      : fail(message, "out of memory");
-    good = good && make_tables(slots, ranks, p, message);
+                    layer, p->slots, p->experts, ranks);
+    int32_t *slots = malloc(m->columns * sizeof *slots);
+    if (!slots)
+        return fail(message, "out of memory");
+    for (size_t i = 0; i < m->columns; i++)
+        slots[i] = (int32_t)m->values[(size_t)layer * m->columns + i];
+    bool good = make_tables(slots, ranks, p, message);
     free(slots);
+    return good;
+}
+
+bool placement_parse(const char *text, int64_t layer, int64_t experts, int64_t ranks, placement *p,
+                     char message[PLACEMENT_MESSAGE_MAX])
+{
+    const json_matrix_spec spec = {"phy2log", 0, (double)(experts - 1), true};
+    json_matrix m;
+    *p = (placement){.experts = experts};
+    if (!json_matrix_parse(text, strlen(text), &spec, &m, message))
+        return false;
+    bool good = use_layer(&m, layer, ranks, p, message);
+    json_matrix_free(&m);
     if (!good)
         placement_free(p);
     return good;

@@ -6,36 +6,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *take(char **next, size_t n, size_t width)
+/* The next `n` items of a block; NULL while there is none, to find its size. */
+static void *take(char *block, size_t *used, size_t n, size_t width)
 {
-    void *part = *next;
-    *next += (n * width + 7) / 8 * 8;
-    return part;
+    size_t at = *used;
+    *used += (n * width + 7) / 8 * 8;
+    return block ? block + at : NULL;
 }
 
-/* Lays the arrays out from `next`; returns where they end. */
-static char *lay_out(epi_cell *cell, char *next)
+/* Lays the arrays out in `block`, which may be NULL; returns the bytes that they take. */
+static size_t lay_out(epi_cell *cell, char *block)
 {
     size_t e = (size_t)cell->experts, g = (size_t)cell->gpus, w = (size_t)cell->windows;
-    size_t p = g * (size_t)cell->slots;
-    cell->weight = take(&next, w * e, sizeof(double));
-    cell->most = take(&next, e, sizeof(double));
-    cell->share = take(&next, w * e, sizeof(double));
-    cell->load = take(&next, w * g, sizeof(double));
-    cell->cost = take(&next, w * g, sizeof(double));
-    cell->unit = take(&next, w, sizeof(double));
-    cell->scratch = take(&next, 4 * p + 8, sizeof(double));
-    cell->count = take(&next, e, sizeof(int));
-    cell->held = take(&next, p, sizeof(int));
-    cell->order = take(&next, 2 * p, sizeof(int));
-    return next;
+    size_t p = g * (size_t)cell->slots, used = 0;
+    cell->weight = take(block, &used, w * e, sizeof(double));
+    cell->most = take(block, &used, e, sizeof(double));
+    cell->share = take(block, &used, w * e, sizeof(double));
+    cell->load = take(block, &used, w * g, sizeof(double));
+    cell->cost = take(block, &used, w * g, sizeof(double));
+    cell->unit = take(block, &used, w, sizeof(double));
+    cell->scratch = take(block, &used, 4 * p + 8, sizeof(double));
+    cell->count = take(block, &used, e, sizeof(int));
+    cell->held = take(block, &used, p, sizeof(int));
+    cell->order = take(block, &used, 2 * p, sizeof(int));
+    return used;
 }
 
 ep_status epi_cell_open(epi_cell *cell, int experts, int gpus, int slots, int windows,
                         const char *call)
 {
     *cell = (epi_cell){.experts = experts, .gpus = gpus, .slots = slots, .windows = windows};
-    size_t bytes = (size_t)(lay_out(cell, NULL) - (char *)NULL);
+    size_t bytes = lay_out(cell, NULL);
     cell->block = malloc(bytes);
     if (!cell->block)
         return epi_fail(EP_ERR_MEMORY, "%s: no memory for %zu bytes of search state", call, bytes);
