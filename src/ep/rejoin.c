@@ -57,7 +57,8 @@ static ep_status exchange(const rejoin *self, const void *send, void *recv, size
 {
     const void *both = NULL;
     uint8_t padded[EPI_BOOTSTRAP_MAX] = {0};
-    memcpy(padded, send, bytes);
+    if (send)
+        memcpy(padded, send, bytes);
     EPI_TRY(epi_gather(self->pair, padded, sizeof padded, &both));
     int other = self->group ? COMING : STAYING;
     if (recv)
@@ -114,14 +115,14 @@ static ep_status coming_allgather(epi_bootstrap *base, const void *send, void *r
     rejoin *self = (rejoin *)base;
     verdict v;
     EPI_TRY(exchange(self, send, NULL, bytes));
-    EPI_TRY(exchange(self, "", &v, sizeof v));
+    EPI_TRY(exchange(self, NULL, &v, sizeof v));
     EPI_TRY(heed(&v));
     for (int rank = 0; rank < base->num_ranks; rank++) {
         uint8_t *to = (uint8_t *)recv + (size_t)rank * bytes;
         if (rank == self->coming)
             memcpy(to, send, bytes);
         else
-            EPI_TRY(exchange(self, "", to, bytes));
+            EPI_TRY(exchange(self, NULL, to, bytes));
     }
     return EP_OK;
 }
