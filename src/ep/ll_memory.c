@@ -259,10 +259,11 @@ uint64_t epi_ll_last_old(ep_buffer *buffer)
 
 static bool all_have_ended(const ep_buffer *buffer, uint64_t epoch)
 {
-    for (int r = 0; r < buffer->num_ranks; r++)
-        if (!buffer->group->masked[r] && epi_slot_load(buffer->window, r, EPI_SLOT_DONE) < epoch)
-            return false;
-    return true;
+    bool all = true;
+    for (int r = 0; r < buffer->num_ranks;
+         r++) /* looks at masked ones too: what they said counts */
+        all &= epi_slot_load(buffer->window, r, EPI_SLOT_DONE) >= epoch || buffer->group->masked[r];
+    return all;
 }
 
 void epi_ll_reclaim(ep_buffer *buffer)

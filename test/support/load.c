@@ -266,10 +266,11 @@ static int normal_step(const load_rank *load, const step *st, inputs *in, ep_sta
 
 /* ------------------------------------------------------------- low latency */
 
-static ep_status dispatch_ll(const load_rank *load, const step *st, inputs *in, ep_ll_recv *recv)
+/* With `event` the call is left to its hook. */
+static ep_status dispatch_ll(const load_rank *load, const step *st, inputs *in, ep_ll_recv *recv,
+                             ep_event **event)
 {
     ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
-    ep_event *event = NULL;
     args.x = ep_tensor_2d(in->x, EP_BF16, in->tokens, st->hidden);
     args.topk_idx = ep_tensor_2d(in->ids, EP_I32, in->tokens, st->topk);
     args.max_tokens = MOST_TOKENS;
@@ -277,11 +278,13 @@ static ep_status dispatch_ll(const load_rank *load, const step *st, inputs *in, 
     args.wire = st->narrow ? EP_E4M3 : EP_BF16;
     args.scale = EP_SCALE_POW2;
     args.completion = EP_COMPLETE_BY_HOOK;
-    ep_status status = ep_ll_dispatch(load->buffer, &args, recv, st->by_hook ? &event : NULL);
-    if (event) {
-        status = ep_event_wait(event);
-        ep_event_release(event);
-    }
+    return ep_ll_dispatch(load->buffer, &args, recv, event);
+}
+
+static ep_status run_hook(ep_event *event)
+{
+    ep_status status = ep_event_wait(event);
+    ep_event_release(event);
     return status;
 }
 
@@ -315,10 +318,9 @@ static int check_ll(const step *st, const ep_ll_recv *recv, int rank, const ep_t
 }
 
 static ep_status combine_ll(const load_rank *load, const step *st, inputs *in,
-                            const ep_ll_recv *recv, const ep_tensor *y)
+                            const ep_ll_recv *recv, const ep_tensor *y, ep_event **event)
 {
     ep_ll_combine_args args = EP_LL_COMBINE_ARGS_INIT;
-    ep_event *event = NULL;
     args.y = *y;
     args.topk_idx = ep_tensor_2d(in->ids, EP_I32, in->tokens, st->topk);
     args.topk_weights = ep_tensor_2d(in->weights, EP_F32, in->tokens, st->topk);
@@ -326,36 +328,106 @@ static ep_status combine_ll(const load_rank *load, const step *st, inputs *in,
     args.wire = st->logfmt ? EP_COMBINE_LOGFMT10 : EP_COMBINE_BF16; /* values of 1 and more: BF16 */
     args.out = ep_tensor_2d(in->out, EP_BF16, in->tokens, st->hidden);
     args.completion = EP_COMPLETE_BY_HOOK;
-    ep_status status = ep_ll_combine(load->buffer, &args, st->by_hook ? &event : NULL);
-    if (event) {
-        status = ep_event_wait(event);
-        ep_event_release(event);
-    }
-    return status;
+    return ep_ll_combine(load->buffer, &args, event);
+}
+
+/* Expert outputs in ordinary memory, which the caller frees, or in the send buffer. */
+static int place_outputs(const load_rank *load, const step *st, const ep_ll_recv *recv,
+                         ep_tensor *y, void **ordinary)
+{
+    *y = recv->x;
+    y->dtype = EP_BF16;
+    *ordinary = NULL;
+    if (st->zero_copy)
+        TEST_OK(ep_ll_combine_buffer(load->buffer, recv->handle, y));
+    else
+        *ordinary = y->data =
+            malloc((size_t)(recv->x.shape[0] * recv->x.shape[1] * st->hidden) * 2 + 2);
+    return y->data == NULL;
 }
 
 static int ll_step(const load_rank *load, const step *st, inputs *in, ep_status *status)
 {
     ep_ll_recv recv = EP_LL_RECV_INIT;
-    *status = dispatch_ll(load, st, in, &recv);
-    if (*status != EP_OK) {
-        ep_ll_recv_release(&recv);
-        return 0;
-    }
-    size_t bytes = (size_t)(recv.x.shape[0] * recv.x.shape[1] * st->hidden) * 2;
-    void *ordinary = malloc(bytes + 2);
-    ep_tensor y = recv.x;
-    y.data = ordinary;
-    y.dtype = EP_BF16;
-    if (st->zero_copy)
-        TEST_OK(ep_ll_combine_buffer(load->buffer, recv.handle, &y));
-    int wrong = !ordinary || check_ll(st, &recv, in->rank, &y);
-    if (!wrong)
-        *status = combine_ll(load, st, in, &recv, &y);
+    ep_event *event = NULL, **hook = st->by_hook ? &event : NULL;
+    ep_tensor y;
+    void *ordinary = NULL;
+    *status = dispatch_ll(load, st, in, &recv, hook);
+    if (event)
+        *status = run_hook(event);
+    int wrong = 0;
+    if (*status == EP_OK)
+        wrong = place_outputs(load, st, &recv, &y, &ordinary) || check_ll(st, &recv, in->rank, &y);
+    event = NULL;
+    if (!wrong && *status == EP_OK)
+        *status = combine_ll(load, st, in, &recv, &y, hook);
+    if (event)
+        *status = run_hook(event);
     if (!wrong && *status == EP_OK)
         wrong = check_out(st, in);
     ep_ll_recv_release(&recv);
     free(ordinary);
+    return wrong;
+}
+
+/* One of the batches in flight. */
+typedef struct flight {
+    step st;
+    inputs in;
+    ep_ll_recv recv;
+    ep_event *event;
+    ep_tensor y;
+    void *ordinary;
+} flight;
+
+static ep_status fly(const load_rank *load, flight *f, const int *order, int *wrong)
+{
+    ep_status status = EP_OK;
+    for (int i = 0; i < 2 && status == EP_OK; i++)
+        status = dispatch_ll(load, &f[i].st, &f[i].in, &f[i].recv, &f[i].event);
+    for (int i = 0; i < 2; i++) {
+        flight *g = &f[order[0] ^ i];
+        ep_status hook = g->event ? run_hook(g->event) : EP_OK;
+        g->event = NULL;
+        status = status == EP_OK ? hook : status;
+        if (status == EP_OK)
+            *wrong |= place_outputs(load, &g->st, &g->recv, &g->y, &g->ordinary) ||
+                      check_ll(&g->st, &g->recv, g->in.rank, &g->y);
+    }
+    for (int i = 0; i < 2 && status == EP_OK && !*wrong; i++)
+        status = combine_ll(load, &f[i].st, &f[i].in, &f[i].recv, &f[i].y, &f[i].event);
+    for (int i = 0; i < 2; i++) {
+        flight *g = &f[order[1] ^ i];
+        ep_status hook = g->event ? run_hook(g->event) : EP_OK;
+        status = status == EP_OK ? hook : status;
+        if (status == EP_OK)
+            *wrong |= check_out(&g->st, &g->in);
+    }
+    return status;
+}
+
+int load_overlap(const load_rank *load, uint64_t number, ep_status *status)
+{
+    int rank = ep_group_rank(load->group), wrong = 0;
+    uint64_t r = mix(number, (uint64_t)rank + 50);
+    const int order[2] = {(int)(r & 1), (int)(r >> 1 & 1)};
+    flight *f = calloc(2, sizeof *f);
+    TEST_CHECK(f != NULL);
+    for (int i = 0; i < 2; i++) {
+        ep_ll_recv none = EP_LL_RECV_INIT;
+        f[i].recv = none;
+        f[i].st = step_of(load, 2 * number + (uint64_t)i);
+        f[i].st.low_latency = true;
+        fill(&f[i].st, rank, &f[i].in);
+    }
+    *status = fly(load, f, order, &wrong);
+    for (int i = 0; i < 2; i++) {
+        ep_ll_recv_release(&f[i].recv);
+        free(f[i].ordinary);
+    }
+    free(f);
+    if (wrong)
+        fprintf(stderr, "  overlap %llu, rank %d\n", (unsigned long long)number, rank);
     return wrong;
 }
 

@@ -25,6 +25,13 @@ typedef struct load_rank {
  */
 int load_step(const load_rank *load, uint64_t number, ep_status *status);
 
+/*
+ * Two low-latency batches in flight at once, steps 2 * number and 2 * number + 1:
+ * both dispatched, then received, then combined and summed by their hooks, in an
+ * order that differs from rank to rank and from number to number. Returns as above.
+ */
+int load_overlap(const load_rank *load, uint64_t number, ep_status *status);
+
 /* All-gathers a number over the ranks that are not masked; the least and the largest. */
 ep_status load_agree(const load_rank *load, uint64_t mine, uint64_t *least, uint64_t *most);
 
