@@ -6,8 +6,10 @@ from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
 import entrepot
 from entrepot import ArgumentError, LlReceived
-from entrepot._tensor import kind_of
+from entrepot._tensor import CPU, Kind, kind_of
 
+from .shrink import is_loss, leave_out_lost
+from .streams import Streams
 from .utils.event import EventHandle, EventOverlap
 
 Tensor = Any
@@ -31,6 +33,7 @@ class LowLatencyBuffer:
     group_size: int
     enable_shrink: bool
     _ranks: entrepot.Group
+    _streams: Streams
     _buffer_of: Callable[[Any], entrepot.Buffer]
 
     def _init_low_latency(self) -> None:
@@ -99,32 +102,40 @@ class LowLatencyBuffer:
         """
         if use_ue8m0 and not (use_fp8 and round_scale):
             raise ArgumentError("low_latency_dispatch: use_ue8m0 needs use_fp8 and round_scale")
-        self._make_room(
-            (
-                x.shape[1],
-                topk_idx.shape[1],
-                num_max_dispatch_tokens_per_rank,
-                num_experts,
-                use_fp8,
-                round_scale,
-                use_ue8m0,
+        _check_finish("low_latency_dispatch", async_finish, return_recv_hook)
+        kind = kind_of(x)
+        order = self._streams.order(kind, None, async_finish)
+        shape = (
+            x.shape[1],
+            topk_idx.shape[1],
+            num_max_dispatch_tokens_per_rank,
+            num_experts,
+            use_fp8,
+            round_scale,
+            use_ue8m0,
+        )
+
+        def submit(completion: str) -> Any:
+            self._make_room(shape)
+            call = self._buffer_of(kind)._ll_dispatch(
+                x,
+                topk_idx,
+                completion,
+                max_tokens=num_max_dispatch_tokens_per_rank,
+                num_experts=num_experts,
+                wire="fp8" if use_fp8 else "bf16",
+                scale="ue8m0" if use_ue8m0 else "pow2" if round_scale else "f32",
+                scales_by_column=True,
+                expert_tokens=cumulative_local_expert_recv_stats,
+                wait_cost=dispatch_wait_recv_cost_stats,
+                stream=order.stream,
             )
-        )
-        call = self._buffer_of(kind_of(x))._ll_dispatch(
-            x,
-            topk_idx,
-            _completion("low_latency_dispatch", async_finish, return_recv_hook),
-            max_tokens=num_max_dispatch_tokens_per_rank,
-            num_experts=num_experts,
-            wire="fp8" if use_fp8 else "bf16",
-            scale="ue8m0" if use_ue8m0 else "pow2" if round_scale else "f32",
-            scales_by_column=True,
-            expert_tokens=cumulative_local_expert_recv_stats,
-            wait_cost=dispatch_wait_recv_cost_stats,
-        )
-        event = call if isinstance(call, entrepot.Event) else None
+            result = call.outputs() if isinstance(call, entrepot.Event) else call
+            self._alive.append((result, [call] if call is not result else []))
+            return call
+
+        call, event = self._submit(submit, kind, async_finish, return_recv_hook)
         received: LlReceived = call if event is None else event.outputs()
-        self._alive.append((received, [] if event is None else [event]))
         handle = LowLatencyHandle(
             received,
             received.source_token,
@@ -133,19 +144,32 @@ class LowLatencyBuffer:
             x.shape[1],
             num_experts,
         )
+
+        def again() -> None:
+            """The same without the ranks that were lost, into the tensors given out before."""
+            fresh = self._survive(lambda: submit("now"))
+            received.copy_from(fresh)
+            handle.received = fresh
+
         recv_x = (received.x, received.scales) if use_fp8 else received.x
-        overlap, hook = _finishers(event, return_recv_hook)
+        inputs = (x, topk_idx, cumulative_local_expert_recv_stats)
+        overlap, hook = self._finishers(event, order, return_recv_hook, again, inputs, ())
         return recv_x, received.count, handle, overlap, hook
 
     def _make_room(self, shape: Any) -> None:
         """Gives up the older of two live results, whose memory the next call uses; both, if the
-        next call is of another shape."""
+        next call is of another shape or leaves out other ranks."""
+        shape = (shape, self._ranks.mask_flags())
         keep = 1 if shape == self._shape else 0
         self._shape = shape
         while len(self._alive) > keep:
             received, events = self._alive.popleft()
             for event in events:
-                event.wait()
+                try:
+                    event.wait()
+                except entrepot.Error:
+                    if not self.enable_shrink:
+                        raise
             received.retire()
 
     def low_latency_combine(
@@ -175,25 +199,121 @@ class LowLatencyBuffer:
 
         Returns: combined_x [T, H], event, hook.
         """
-        received = _received_of(handle)
-        buffer = self._buffer_of(kind_of(topk_weights))
-        call = buffer._ll_combine(
-            buffer.ll_combine_buffer(received) if zero_copy else x,
-            topk_idx,
-            topk_weights,
-            received,
-            _completion("low_latency_combine", async_finish, return_recv_hook),
-            wire="logfmt10" if use_logfmt else "bf16",
-            out=out,
-            wait_cost=combine_wait_recv_cost_stats,
-        )
-        event = call if isinstance(call, entrepot.Event) else None
-        combined = call if event is None else event.outputs()
-        if event is not None:
-            for alive, events in self._alive:
-                if alive is received:
-                    events.append(event)
-        return (combined, *_finishers(event, return_recv_hook))
+        _check_finish("low_latency_combine", async_finish, return_recv_hook)
+        _received_of(handle)
+        kind = kind_of(topk_weights)
+        order = self._streams.order(kind, None, async_finish)
+        buffer = self._buffer_of(kind)
+        target = out
+
+        def submit(completion: str) -> Any:
+            received = _received_of(handle)
+            call = buffer._ll_combine(
+                buffer.ll_combine_buffer(received) if zero_copy else x,
+                topk_idx,
+                topk_weights,
+                received,
+                completion,
+                wire="logfmt10" if use_logfmt else "bf16",
+                out=target,
+                wait_cost=combine_wait_recv_cost_stats,
+                stream=order.stream,
+            )
+            if isinstance(call, entrepot.Event):
+                for alive, events in self._alive:
+                    if alive is received:
+                        events.append(call)
+            return call
+
+        call, event = self._submit(submit, kind, async_finish, return_recv_hook)
+        target = call if event is None else event.outputs()
+
+        def again() -> None:
+            self._survive(lambda: submit("now"))
+
+        inputs = (x, topk_idx, topk_weights)
+        overlap, hook = self._finishers(event, order, return_recv_hook, again, inputs, (target,))
+        return target, overlap, hook
+
+    # ------------------------------------------------------------ completion
+
+    def _submit(
+        self, submit: Callable[[str], Any], kind: Kind, async_finish: bool, hook: bool
+    ) -> Tuple[Any, Optional[entrepot.Event]]:
+        """Makes a call: its result, or an event of it. On the CPU an asynchronous call is one
+        whose receiving waits for its event; on CUDA it is ordered by its stream."""
+        deferred = hook or (async_finish and kind.device == CPU)
+        call = self._survive(lambda: submit("hook" if deferred else "now"))
+        return call, call if deferred else None
+
+    def _finishers(
+        self,
+        event: Optional[entrepot.Event],
+        order: Any,
+        return_recv_hook: bool,
+        again: Callable[[], None],
+        inputs: Tuple[Any, ...],
+        outputs: Tuple[Any, ...],
+    ) -> Tuple[EventOverlap, Optional[Callable[[], None]]]:
+        """What completes a call: an event, a hook, or nothing."""
+        if event is None:
+            return order.done(inputs, outputs), None
+        pending = event
+        if order.on_device:
+
+            def hook() -> None:
+                pending.stream_wait(order.stream)
+
+            return EventOverlap(None), hook
+
+        def receive() -> None:
+            try:
+                pending.wait()
+            except entrepot.Error as error:
+                if not (self.enable_shrink and is_loss(error)):
+                    raise
+                leave_out_lost(self._ranks)
+                again()
+
+        if return_recv_hook:
+            return EventOverlap(None), receive
+        return EventOverlap(EventHandle._of_wait(receive), (*inputs, *outputs)), None
+
+    def _survive(self, call: Callable[[], Any]) -> Any:
+        """Makes a call, with enable_shrink as often as it takes to leave out lost ranks."""
+        for _ in range(self.group_size):
+            try:
+                return call()
+            except entrepot.Error as error:
+                if not (self.enable_shrink and is_loss(error)):
+                    raise
+                leave_out_lost(self._ranks)
+        return call()
+
+    # ----------------------------------------------------------------- masks
+
+    def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
+        """Leaves a rank out of later calls, of both modes, or takes it in again. Every rank that
+        is left must mask the same ones."""
+        self._ranks.mask(rank_to_mask, mask)
+
+    def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
+        """Writes 1 for each masked rank and 0 for the others to mask_status [R] int32."""
+        if tuple(mask_status.shape) != (self.group_size,):
+            raise ArgumentError(
+                f"low_latency_query_mask_buffer: mask_status has shape {tuple(mask_status.shape)}; "
+                f"it must be ({self.group_size},)"
+            )
+        masked = self._ranks.masked()
+        mask_status[:] = 0
+        for rank in masked:
+            mask_status[rank] = 1
+
+    def low_latency_clean_mask_buffer(self) -> None:
+        """Takes all masks away. Collective among all ranks if any was masked."""
+        if self._ranks.masked():
+            self._ranks.clear_masks()
+            self._ranks.recover()
 
     def get_next_low_latency_combine_buffer(self, handle: Tuple) -> Tensor:
         """[L, R * M, H] bfloat16 to write expert outputs to, for combine with zero_copy."""
@@ -201,26 +321,9 @@ class LowLatencyBuffer:
         return self._buffer_of(received._kind).ll_combine_buffer(received)
 
 
-def _completion(call: str, async_finish: bool, return_recv_hook: bool) -> str:
+def _check_finish(call: str, async_finish: bool, return_recv_hook: bool) -> None:
     if async_finish and return_recv_hook:
         raise ArgumentError(f"{call}: async_finish and return_recv_hook exclude each other")
-    return "hook" if return_recv_hook or async_finish else "now"
-
-
-def _finishers(
-    event: Optional[entrepot.Event], return_recv_hook: bool
-) -> Tuple[EventOverlap, Optional[Callable[[], None]]]:
-    """What completes a call: an event, a hook, or nothing."""
-    if event is None:
-        return EventOverlap(None), None
-    if not return_recv_hook:
-        return EventOverlap(EventHandle._of_call(event)), None
-    wait = event.wait
-
-    def hook() -> None:
-        wait()
-
-    return EventOverlap(None), hook
 
 
 def _received_of(handle: Any) -> LlReceived:

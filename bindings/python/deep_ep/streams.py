@@ -31,11 +31,14 @@ def check_allocation(
 class CpuOrder:
     """Of a call on CPU tensors."""
 
+    on_device = False
     stream: Optional[int] = None
 
     def __init__(self, previous_event: Optional[EventOverlap], async_finish: bool):
         self._async = async_finish
         handle = None if previous_event is None else previous_event.event
+        if handle is not None and handle._wait is not None:
+            handle.current_stream_wait()
         #: the background call that this one must come after
         self.previous: Optional[entrepot.Event] = None if handle is None else handle._pending
 
@@ -54,6 +57,7 @@ class CpuOrder:
 class CudaOrder:
     """Of a call on CUDA tensors."""
 
+    on_device = True
     previous: Optional[entrepot.Event] = None
 
     def __init__(
@@ -69,8 +73,8 @@ class CudaOrder:
         self._comm = comm
         self._launch = comm if async_finish else self._compute
         handle = None if previous_event is None else previous_event.event
-        if handle is not None and handle._pending is not None:
-            handle._pending.wait()
+        if handle is not None and handle._cuda_event is None:
+            handle.current_stream_wait()  # of a call on the CPU
         if handle is not None and handle._cuda_event is not None:
             self._launch.wait_event(handle._cuda_event)
         elif async_finish:

@@ -156,6 +156,7 @@ class GroupConfig(_Sized):
         ("allgather", AllgatherFn),
         ("allgather_context", c_void_p),
         ("world", c_void_p),
+        ("rejoin", c_int32),
     ]
     _defaults_ = {"rank": -1, "num_ranks": -1}
 
@@ -460,6 +461,12 @@ FUNCTIONS = {
     "ep_group_set_timeout_ms": (c_int, (c_void_p, c_int64)),
     "ep_group_barrier": (c_int, (c_void_p,)),
     "ep_group_allgather": (c_int, (c_void_p, c_void_p, c_void_p, c_size_t)),
+    "ep_group_mask": (c_int, (c_void_p, c_int32, c_int32)),
+    "ep_group_clear_masks": (c_int, (c_void_p,)),
+    "ep_group_query_masks": (c_int, (c_void_p, c_void_p)),
+    "ep_group_query_late": (c_int, (c_void_p, c_void_p)),
+    "ep_group_recover": (c_int, (c_void_p,)),
+    "ep_group_readmit": (c_int, (c_void_p, c_int32)),
     "ep_thread_world_create": (c_int, (c_int32, _OUT)),
     "ep_thread_world_destroy": (None, (c_void_p,)),
     "ep_event_wait": (c_int, (c_void_p,)),

@@ -30,7 +30,7 @@ from ._tensor import (
 from .event import Event
 from .group import Group
 from .low_latency import LowLatency
-from .results import Handle, Received
+from .results import Handle, Made, Received
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class Buffer(LowLatency):
         put(args, DispatchArgs.x, x, keep)
         if scales is not None:
             put_scales(args, DispatchArgs.scales, scales, keep)
-        put(args, DispatchArgs.topk_idx, topk_idx, keep)
+        ids = put(args, DispatchArgs.topk_idx, topk_idx, keep)
         if topk_weights is not None:
             put(args, DispatchArgs.topk_weights, topk_weights, keep)
         args.num_experts = num_experts
@@ -182,8 +182,10 @@ class Buffer(LowLatency):
         args.expert_alignment = expert_alignment
         args.num_worst_tokens = num_worst_tokens
         args.num_sms = num_sms
+        shape = ids.shape or (0,)  # one that is wrong is the library's to refuse
+        made = Made(shape[0], shape[-1], args.layout == 1)
         return self._receive(
-            lib.ep_dispatch, args, kind_of(x), None, previous, stream, keep, background
+            lib.ep_dispatch, args, kind_of(x), None, made, previous, stream, keep, background
         )
 
     def dispatch_cached(self, x: Any, handle: Handle, **options: Any) -> Received:
@@ -220,7 +222,7 @@ class Buffer(LowLatency):
         args.handle = handle.pointer
         args.num_sms = num_sms
         return self._receive(
-            lib.ep_dispatch, args, kind_of(x), handle, previous, stream, keep, background
+            lib.ep_dispatch, args, kind_of(x), handle, None, previous, stream, keep, background
         )
 
     def _receive(
@@ -229,6 +231,7 @@ class Buffer(LowLatency):
         args: Any,
         kind: Kind,
         handle: Optional[Handle],
+        made: Optional[Made],
         previous: Optional[Event],
         stream: Optional[int],
         keep: List[Any],
@@ -239,7 +242,7 @@ class Buffer(LowLatency):
         owner = self._owner
 
         def finish() -> Received:
-            return Received(owner, recv, kind, handle)
+            return Received(owner, recv, kind, handle, made)
 
         return self._run(function, (byref(args), byref(recv)), finish, keep, background)
 
@@ -329,20 +332,19 @@ class Buffer(LowLatency):
         keep = [previous, handle]
         rows = put(args, CombineArgs.y, y, keep)
         kind = kind_of(y)
-        info = handle.info
         if len(bias) > 2:
             raise ValueError(f"bias: {len(bias)} tensors; at most 2 are possible")
         for i, b in enumerate(bias):
             fill(args, CombineArgs.bias.offset + i * _TENSOR_BYTES, describe(b, "bias"))
             keep.append(b)
         if out is None:
-            out = empty((info.num_tokens, *rows.shape[1:]), rows.dtype, kind)
+            out = empty((handle.num_tokens, *rows.shape[1:]), rows.dtype, kind)
         put(args, CombineArgs.out, out, keep)
         out_weights = None
         if topk_weights is not None:
             weights = put(args, CombineArgs.topk_weights, topk_weights, keep)
-            if info.layout == 0:
-                out_weights = empty((info.num_tokens, *weights.shape[1:]), F32, kind)
+            if not handle.by_expert:
+                out_weights = empty((handle.num_tokens, *weights.shape[1:]), F32, kind)
                 put(args, CombineArgs.out_weights, out_weights, keep)
         args.handle = handle.pointer
         args.num_sms = num_sms
@@ -361,13 +363,12 @@ class Buffer(LowLatency):
         keep: List[Any] = [handle]
         rows = put(args, DispatchBackwardArgs.grad_recv_x, grad_recv_x, keep)
         kind = kind_of(grad_recv_x)
-        info = handle.info
-        grad_x = empty((info.num_tokens, *rows.shape[1:]), rows.dtype, kind)
+        grad_x = empty((handle.num_tokens, *rows.shape[1:]), rows.dtype, kind)
         put(args, DispatchBackwardArgs.grad_x, grad_x, keep)
         grad_weights = None
         if grad_recv_weights is not None:
             put(args, DispatchBackwardArgs.grad_recv_weights, grad_recv_weights, keep)
-            grad_weights = empty((info.num_tokens, info.topk), F32, kind)
+            grad_weights = empty((handle.num_tokens, handle.topk), F32, kind)
             put(args, DispatchBackwardArgs.grad_topk_weights, grad_weights, keep)
         args.handle = handle.pointer
         self._order(args, kind, None, None)
@@ -393,7 +394,7 @@ class Buffer(LowLatency):
             put(args, CombineBackwardArgs.grad_topk_weights, grad_weights, keep)
         args.handle = handle.pointer
         received = self._receive(
-            lib.ep_combine_backward, args, kind, handle, None, None, keep, False
+            lib.ep_combine_backward, args, kind, handle, None, None, None, keep, False
         )
         return received.x, grad_weights
 

@@ -55,6 +55,15 @@ class Event(Generic[T]):
             self._complete()
         return self._result  # type: ignore[return-value]
 
+    def stream_wait(self, stream: Optional[int]) -> None:
+        """Makes work put into a device's stream from now on wait for the call, without waiting
+        itself; of a call with a hook, receives in that stream. On the CPU it is wait()."""
+        if not self._done:
+            with self._owner.lock:
+                status = lib.ep_event_stream_wait(self._pointer, stream)
+                if status:
+                    raise_status(status)
+
     def done(self) -> bool:
         """Whether wait() would return at once. On a buffer without threads it also advances
         the call. Raises the call's error."""

@@ -46,6 +46,7 @@ class Group:
         name: tells apart groups that one job makes at the same time.
         allgather: bootstrap of the caller's; called only while groups and buffers are made.
         world: bootstrap of ranks that are threads of this process.
+        rejoin: this rank was masked and comes back to a group that the others kept.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Group:
         name: Optional[str] = None,
         allgather: Optional[Allgather] = None,
         world: Optional[ThreadWorld] = None,
+        rejoin: bool = False,
     ):
         config = _abi.GroupConfig(
             rank=rank,
@@ -67,6 +69,7 @@ class Group:
             timeout_ms=timeout_ms,
             transport=None if transport is None else transport.encode(),
             name=None if name is None else name.encode(),
+            rejoin=rejoin,
         )
         self._callback = None if allgather is None else _Callback(allgather, num_ranks)
         if self._callback is not None:
@@ -189,6 +192,50 @@ class Group:
         with self._owner.lock:
             check(lib.ep_group_allgather(self.pointer, mine, out, n))
         return [out.raw[r * n : (r + 1) * n] for r in range(self._size)]
+
+    # ---------------------------------------------------------- ranks left out
+
+    def mask(self, rank: int, masked: bool = True) -> None:
+        """Leaves a rank out of later calls, or takes it in again. Local: all ranks that are left
+        must mask the same ones before their next call; recover() sees to it."""
+        with self._owner.lock:
+            check(lib.ep_group_mask(self.pointer, rank, masked))
+
+    def clear_masks(self) -> None:
+        """Takes all masks away. Local; then all ranks must call recover()."""
+        with self._owner.lock:
+            check(lib.ep_group_clear_masks(self.pointer))
+
+    def masked(self) -> List[int]:
+        """Ranks that are masked."""
+        return self._listed(lib.ep_group_query_masks)
+
+    def late(self) -> List[int]:
+        """Ranks that the last WaitTimeoutError or RankDeadError named."""
+        return self._listed(lib.ep_group_query_late)
+
+    def mask_flags(self) -> bytes:
+        """A byte for each rank, 1 where it is masked."""
+        flags = ctypes.create_string_buffer(self._size)
+        check(lib.ep_group_query_masks(self.pointer, flags))
+        return flags.raw
+
+    def _listed(self, query: Any) -> List[int]:
+        flags = ctypes.create_string_buffer(self._size)
+        check(query(self.pointer, flags))
+        return [r for r, flag in enumerate(flags.raw) if flag]
+
+    def recover(self) -> None:
+        """Brings the ranks that are left in step after a call that failed; collective among
+        them. Afterwards all mask whom any of them masked, and whoever has ended."""
+        with self._owner.lock:
+            check(lib.ep_group_recover(self.pointer))
+
+    def readmit(self, rank: int) -> None:
+        """Takes a masked rank in again, which meanwhile makes its group with rejoin=True and
+        then its buffers anew. Collective among the ranks that are not masked."""
+        with self._owner.lock:
+            check(lib.ep_group_readmit(self.pointer, rank))
 
     def close(self) -> None:
         """Frees the group once everything made on it is gone. Waits for nobody."""

@@ -4,7 +4,7 @@
 import ctypes
 from ctypes import byref
 from functools import partial
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, NamedTuple, Optional
 
 import numpy as np
 
@@ -17,18 +17,28 @@ from ._tensor import NUMPY, Kind, view
 _I32 = int(DType.I32)
 
 
+class Made(NamedTuple):
+    """Of the dispatch that made a handle."""
+
+    num_tokens: int
+    topk: int
+    by_expert: bool
+
+
 class Handle:
     """What a dispatch settled: for combine, cached dispatch and backward.
 
     Its arrays are NumPy views of host memory that live as long as the handle.
     """
 
-    def __init__(self, owner: Owner, pointer: int, rows: int):
+    def __init__(self, owner: Owner, pointer: int, rows: int, made: "Made"):
         self._owner = owner
         owner.adopt()
         self.pointer: Optional[int] = pointer
         #: rows of the result, unused ones of worst-case mode and padding included
         self.rows = rows
+        # Known without asking the library, which may have to wait for a device.
+        self.num_tokens, self.topk, self.by_expert = made
         self._info: Optional[_abi.HandleInfo] = None
 
     @property
@@ -41,11 +51,6 @@ class Handle:
         return self._info
 
     @property
-    def num_tokens(self) -> int:
-        """Tokens this rank sent."""
-        return self.info.num_tokens
-
-    @property
     def num_rows(self) -> int:
         """Rows this rank received."""
         return self.info.num_rows
@@ -53,10 +58,6 @@ class Handle:
     @property
     def num_experts(self) -> int:
         return self.info.num_experts
-
-    @property
-    def topk(self) -> int:
-        return self.info.topk
 
     def _array(self, pointer: Optional[int], *shape: int) -> np.ndarray:
         tensor = _abi.Tensor(data=pointer, dtype=_I32, ndim=len(shape))
@@ -77,13 +78,13 @@ class Handle:
         """[T, K] int32 where each token's rows went, -1: nowhere. By token: its ranks ascending,
         then -1; by expert: by top-k place."""
         info = self.info
-        return self._array(info.send_rank, info.num_tokens, info.topk)
+        return self._array(info.send_rank, self.num_tokens, self.topk)
 
     @property
     def send_row(self) -> np.ndarray:
         """[T, K] int32 the row there, beside send_rank."""
         info = self.info
-        return self._array(info.send_row, info.num_tokens, info.topk)
+        return self._array(info.send_row, self.num_tokens, self.topk)
 
     @property
     def source_token(self) -> np.ndarray:
@@ -158,11 +159,19 @@ class Received:
     source_offset = _Field("[R + 1] int32 first row of each source rank")
     expert_offset = _Field("[L + 1] int32 first row of each expert's group, rows by expert only")
 
-    def __init__(self, owner: Owner, recv: _abi.Recv, kind: Kind, handle: Optional[Handle]):
+    def __init__(
+        self,
+        owner: Owner,
+        recv: _abi.Recv,
+        kind: Kind,
+        handle: Optional[Handle],
+        made: Optional[Made],
+    ):
         self._region = _Region(owner, recv, _release_recv)
         self._kind = kind
-        #: for combine, cached dispatch and backward
-        self.handle = Handle(owner, recv.handle, recv.x.shape[0]) if handle is None else handle
+        if handle is None and made is not None:
+            handle = Handle(owner, recv.handle, recv.x.shape[0], made)
+        self.handle: Any = handle  #: for combine, cached dispatch and backward
         #: rows that hold a token
         self.num_rows: int = recv.num_rows
 
@@ -205,3 +214,14 @@ class LlReceived:
             self.handle = None
             with self._owner.lock:
                 lib.ep_ll_recv_retire(byref(self._region.recv))
+
+    def copy_from(self, other: "LlReceived") -> None:
+        """Makes this result's tensors show what another of the same shape received."""
+        counts = other.count.tolist()
+        for name in ("count", "source_range", "dropped"):
+            getattr(self, name)[...] = getattr(other, name)
+        for name in ("x", "scales", "source_token"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None:
+                for expert, rows in enumerate(counts):
+                    mine[expert, :rows] = theirs[expert, :rows]

@@ -2,6 +2,7 @@
 """Tests of deep_ep run on NumPy arrays, and on torch tensors where torch is there."""
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -41,8 +42,21 @@ class TorchTensors:
         return tensor.numpy()
 
 
+class CudaTensors(TorchTensors):
+    name = "cuda"
+
+    def to(self, array):
+        return super().to(array).cuda()
+
+    def back(self, tensor):
+        return super().back(tensor.cpu())
+
+
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
+#: tools/gpu_python.sh sets EP_TEST_CUDA; asking torch would begin CUDA before ranks are forked.
+HAS_CUDA = bool(os.environ.get("EP_TEST_CUDA"))
 BOTH = [
     pytest.param(NumpyArrays(), id="numpy"),
     pytest.param(TorchTensors(), id="torch", marks=needs_torch),
 ]
+ALL = BOTH + ([pytest.param(CudaTensors(), id="cuda")] if HAS_CUDA else [])

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from arrays import BOTH, TorchTensors, needs_torch
+from arrays import ALL, TorchTensors, needs_torch
 from reference import World, bfloat16, calc_diff, dequantise
 
 import deep_ep
@@ -87,10 +87,14 @@ def _decode(group, world, arrays):
             factor = (w * scale[world.idx[rank][part]]).sum(axis=1, keepdims=True)
             want = world.x[rank][part].astype(np.float32) * factor
             assert calc_diff(arrays.back(out).astype(np.float32), want) < 9e-4
+    mask = arrays.to(np.full(group.size, 9, np.int32))
+    buffer.low_latency_query_mask_buffer(mask)
+    assert arrays.back(mask).tolist() == [0] * group.size
     # Recovery after a fault, as vLLM does it: everything zeroed, masks cleaned.
     raw = buffer.get_local_buffer_tensor(dtype=_int8(arrays), use_rdma_buffer=True)
     assert len(raw) == hint
     raw[:4096] = 0
+    buffer.low_latency_clean_mask_buffer()
     buffer.destroy()
 
 
@@ -102,7 +106,7 @@ def _int8(arrays):
     return torch.int8
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_vllm_decode_with_hooks(run, arrays):
     run(2, _decode, World(2, 20, 512, 2, 8), arrays)
 
@@ -159,7 +163,7 @@ def _prefill(group, world, arrays):
     buffer.destroy()
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_vllm_prefill(run, arrays):
     run(3, _prefill, World(3, 50, 256, 2, 9), arrays)
 
@@ -281,7 +285,7 @@ def _low_latency_layer(buffer, world, rank, arrays, ids, weights, most):
     assert calc_diff(arrays.back(combined).astype(np.float32), want) < 9e-4
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_sglang_switches_modes(run, arrays):
     run(2, _switch, World(2, 30, 512, 2, 4), arrays)
 
@@ -345,7 +349,7 @@ def _asynchronous(group, world, arrays):
     np.testing.assert_array_equal(arrays.back(grad_probs), kept)
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_megatron_forward_and_backward(run, arrays):
     run(2, _asynchronous, World(2, 40, 128, 3, 8), arrays)
 

@@ -7,7 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
-from arrays import BOTH
+from arrays import ALL
 from reference import World, bfloat16, calc_diff, dequantise, quantise
 
 import deep_ep
@@ -148,7 +148,7 @@ def _check_combined(arrays, world, rank, kind, combined, combined_weights, with_
         assert combined_weights is None
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_normal(processes, num_ranks, arrays):
     processes(num_ranks, _normal, World(num_ranks, 29, 256, 3, 4 * num_ranks), arrays)
@@ -177,7 +177,7 @@ def _large(group, world, arrays):
     assert calc_diff(arrays.back(one).astype(np.float32), want + 0.5) < 5e-6
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_alignment_and_bias(run, arrays):
     run(4, _large, World(4, 65, 7168, 8, 64, seed=3), arrays)
 
@@ -205,7 +205,7 @@ def _scales(group, world, arrays):
     _check_rows(recv, world.received(rank)[0], arrays)
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_scales(run, arrays):
     run(2, _scales, World(2, 21, 512, 2, 4), arrays)
 
@@ -236,7 +236,7 @@ def _background(group, world, arrays):
     np.testing.assert_array_equal(_bits(arrays.back(first)), _bits(arrays.back(third)))
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_background_combine(run, arrays):
     run(2, _background, World(2, 33, 64, 2, 4), arrays)
 
@@ -405,6 +405,10 @@ def test_signatures():
         ("size", None),
         ("offset", 0),
         ("use_rdma_buffer", False),
+    ]
+    assert of(deep_ep.Buffer.low_latency_update_mask_buffer) == [
+        ("rank_to_mask", none),
+        ("mask", False),
     ]
     assert of(deep_ep.Config.__init__)[0] == ("num_sms", 20)
     assert [d for _, d in of(deep_ep.Config.__init__)] == [20, 6, 256, 6, 256]

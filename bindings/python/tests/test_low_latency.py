@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from arrays import BOTH
+from arrays import ALL
 from reference import World, bfloat16, calc_diff, dequantise, quantise
 
 import deep_ep
@@ -129,7 +129,7 @@ def _matrix(group, world, arrays):
     return True
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_matrix(processes, num_ranks, arrays):
     processes(num_ranks, _matrix, World(num_ranks, 13, 512, 3, 4 * num_ranks), arrays)
@@ -154,7 +154,7 @@ def _logfmt(group, world, arrays):
     assert calc_diff(arrays.back(combined).astype(np.float32), x.astype(np.float32) * kept) < 1e-4
 
 
-@pytest.mark.parametrize("arrays", BOTH)
+@pytest.mark.parametrize("arrays", ALL)
 def test_logfmt(run, arrays):
     run(2, _logfmt, World(2, 11, 1024, 2, 4), arrays)
 

@@ -24,6 +24,7 @@ class EventHandle:
 
     def __init__(self) -> None:
         self._pending: Optional[Event] = None
+        self._wait: Optional[Callable[[], None]] = None
         self._cuda_event: Any = None
         cuda = _cuda()
         if cuda is not None:
@@ -34,20 +35,31 @@ class EventHandle:
     def _of_call(cls, pending: Optional[Event]) -> "EventHandle":
         """Of a call on the CPU; None: it is done."""
         handle = cls.__new__(cls)
-        handle._pending, handle._cuda_event = pending, None
+        handle._pending, handle._wait, handle._cuda_event = pending, None, None
+        return handle
+
+    @classmethod
+    def _of_wait(cls, wait: Callable[[], None]) -> "EventHandle":
+        """Of a call whose rest is done by a function of this thread."""
+        handle = cls.__new__(cls)
+        handle._pending, handle._wait, handle._cuda_event = None, wait, None
         return handle
 
     @classmethod
     def _of_stream(cls, stream: Any) -> "EventHandle":
         """Of everything submitted to a CUDA stream so far."""
         handle = cls.__new__(cls)
-        handle._pending, handle._cuda_event = None, stream.record_event()
+        handle._pending, handle._wait = None, None
+        handle._cuda_event = stream.record_event()
         return handle
 
     def current_stream_wait(self) -> None:
         """What is submitted from now on comes after this point; on the CPU: waits for it."""
         if self._pending is not None:
             self._pending.wait()
+        if self._wait is not None:
+            wait, self._wait = self._wait, None
+            wait()
         if self._cuda_event is not None:
             self._cuda_event.wait()
 

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: MIT
+"""Going on without ranks that are lost (enable_shrink)."""
+
+import entrepot
+
+# How a rank that gave up says that it misses another one.
+_MISSING = ("no word from", "has ended")
+
+
+def is_loss(error: entrepot.Error) -> bool:
+    """Whether a call failed because a rank has ended or does not come."""
+    if isinstance(error, (entrepot.WaitTimeoutError, entrepot.RankDeadError)):
+        return True
+    return isinstance(error, entrepot.AbortedError) and any(
+        words in error.message for words in _MISSING
+    )
+
+
+def leave_out_lost(group: entrepot.Group) -> None:
+    """Masks the ranks that were not heard from, on all ranks that are left."""
+    for _ in range(group.size):
+        for rank in group.late():
+            if rank != group.rank:
+                group.mask(rank)
+        try:
+            group.recover()
+            return
+        except entrepot.WaitTimeoutError:
+            continue  # more ranks are lost: they are late now
+    raise entrepot.StateError("no rank is left to go on with")
