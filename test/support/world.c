@@ -14,11 +14,11 @@
 #endif
 #endif
 
-#define FAULTS "delay_us=200,reorder=1"
+#define FAULTS "delay_us=100,reorder=1,repeat=20"
 
-const char *const world_transports[] = {"threads",
+const char *const world_transports[] = {"threads", "fault(threads):seed=7," FAULTS,
 #ifndef THREADS_ONLY
-                                        "shm",
+                                        "shm", "fault(shm):seed=11," FAULTS,
 #endif
                                         NULL};
 
