@@ -7,22 +7,14 @@
  * ctest-timeout: 600
  */
 #include "support/ranks.h"
+#include "support/sanitize.h"
 #include "support/tensors.h"
 #include "support/test.h"
 #include "support/world.h"
 
 #include <stdlib.h>
 
-#ifndef __SANITIZE_THREAD__
-#define __SANITIZE_THREAD__ 0
-#endif
-#ifndef __SANITIZE_ADDRESS__
-#define __SANITIZE_ADDRESS__ 0
-#endif
-
-/* Worlds per space; K = 1 fits whole up to 3 ranks with 2 tokens and 4 experts. */
-#define SANITIZED (__SANITIZE_THREAD__ || __SANITIZE_ADDRESS__)
-#define CHUNK 400
+enum { CHUNK = 400 };
 
 struct space {
     int ranks, tokens, topk;
@@ -92,9 +84,10 @@ static struct scenario scenario_of(const struct space *s, int64_t number, const 
                              .trace = trace};
 }
 
+/* Worlds per space; K = 1 fits whole up to 3 ranks with 2 tokens and 4 experts. */
 static int64_t budget_of(const struct space *s)
 {
-    int64_t usual = SANITIZED ? 150 : s->topk == 1 ? 16000 : 2400;
+    int64_t usual = TEST_SANITIZED ? 120 : s->topk == 1 ? 16000 : 2400;
     return rng_env_number("EP_EXHAUSTIVE", usual);
 }
 

@@ -27,11 +27,16 @@ static char *at(const ep_tensor *tensor, int64_t row, int64_t column)
 
 static void fill(ep_tensor *tensor, const void *dense)
 {
-    size_t size = ep_dtype_size(tensor->dtype);
-    for (int64_t i = 0; dense && i < tensor->shape[0]; i++)
+    size_t size = ep_dtype_size(tensor->dtype), row = size * (size_t)tensor->shape[1];
+    for (int64_t i = 0; dense && i < tensor->shape[0]; i++) {
+        const char *from = (const char *)dense + (size_t)i * row;
+        if (tensor->stride[1] == 1) {
+            memcpy(at(tensor, i, 0), from, row);
+            continue;
+        }
         for (int64_t j = 0; j < tensor->shape[1]; j++)
-            memcpy(at(tensor, i, j),
-                   (const char *)dense + (size_t)(i * tensor->shape[1] + j) * size, size);
+            memcpy(at(tensor, i, j), from + (size_t)j * size, size);
+    }
 }
 
 static ep_tensor poisoned(ep_dtype dtype, int64_t rows, int64_t columns, int64_t elements)

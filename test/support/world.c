@@ -2,22 +2,15 @@
 #include "support/world.h"
 
 #include "support/ranks.h"
+#include "support/sanitize.h"
 #include "support/tensors.h"
 
 #include <stdlib.h>
 
-#if defined(__SANITIZE_THREAD__)
-#define THREADS_ONLY 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define THREADS_ONLY 1
-#endif
-#endif
-
 #define FAULTS "delay_us=100,reorder=1,repeat=20"
 
 const char *const world_transports[] = {"threads", "fault(threads):seed=7," FAULTS,
-#ifndef THREADS_ONLY
+#if !TEST_TSAN
                                         "shm", "fault(shm):seed=11," FAULTS,
 #endif
                                         NULL};
