@@ -266,7 +266,7 @@ static int meets_a_stranger(int rank, int num_ranks, void *arg)
         /* which cleared the death signal that the helper had set */
         TEST_CHECK(prctl(PR_SET_PDEATHSIG, SIGKILL) == 0);
         TEST_CHECK(bind(fd, (const struct sockaddr *)&name.address, name.length) == 0);
-        TEST_CHECK(listen(fd, 10) == 0);
+        TEST_CHECK(listen(fd, 4096) == 0);
         atomic_store(stage, 1);
         for (int i = 0; i < 2000 && atomic_load(stage) < 3; i++)
             test_sleep_ms(5);
