@@ -176,8 +176,8 @@ EP_API ep_status ep_plan_tables(const ep_plan_config *config, const int32_t *phy
 typedef enum ep_plan_choice {
     /** By a hash of seed, token and expert: even in the long run, no memory. */
     EP_PLAN_HASH = 0,
-    /** The replica whose GPU has the fewest tokens so far, lower rank on ties; choices that are
-     * none (experts with one replica) are counted first. */
+    /** The replica whose GPU has the fewest tokens so far, those of experts with one replica
+     * included; lower rank on ties. Tokens are taken in their order. */
     EP_PLAN_LEAST_LOADED = 1,
 } ep_plan_choice;
 

@@ -161,25 +161,13 @@ static int choose_least_loaded(const route *r, const options *o)
     return best;
 }
 
-/* Counts the entries that leave no choice, so that choices are made knowing them. */
-static void count_forced(const route *r, int64_t tokens)
-{
-    size_t n = (size_t)tokens * (size_t)r->topk;
-    for (size_t i = 0; i < n; i++) {
-        options o = options_of(r, read_id(r->in, r->wide, i));
-        if (o.count == 1)
-            ++*tokens_at(r, choose_least_loaded(r, &o));
-    }
-}
-
 static void route_least_loaded(const route *r, int64_t tokens)
 {
     size_t n = (size_t)tokens * (size_t)r->topk;
-    count_forced(r, tokens);
     for (size_t i = 0; i < n; i++) {
         options o = options_of(r, read_id(r->in, r->wide, i));
         int slot = choose_least_loaded(r, &o);
-        if (o.count > 1)
+        if (slot >= 0)
             ++*tokens_at(r, slot);
         write_id(r->out, r->wide, i, slot);
     }

@@ -93,16 +93,16 @@ static void prefers_the_node(void **state)
 static void least_loaded_evens_out(void **state)
 {
     (void)state;
-    /* Expert 2 alone gives GPU 1 its 20 tokens, so the 60 of expert 0 go elsewhere. */
+    /* Every fourth token is of expert 2 and must go to GPU 1; those of expert 0 fill the others. */
     int32_t ids[80];
     int64_t tokens[4] = {0};
     for (int i = 0; i < 80; i++)
-        ids[i] = i < 60 ? 0 : 2;
+        ids[i] = i % 4 ? 0 : 2;
     ep_plan_router r = router_of(EP_PLAN_LEAST_LOADED, -1);
     assert_int_equal(ep_plan_route(&r, ids, 4, 80, 1, ids, tokens), EP_OK);
     for (int g = 0; g < 4; g++)
         assert_int_equal(tokens[g], 20);
-    assert_int_equal(ids[0], 0); /* ties: the lowest rank */
+    assert_int_equal(ids[1], 0); /* ties: the lowest rank */
     /* A second call goes on from the counters. */
     int32_t more[4] = {0, 0, 0, -1};
     tokens[0] = 23;
