@@ -85,7 +85,7 @@ static void global_placements_reach_their_targets(void **state)
     for (int policy = EP_PLAN_REFINE; policy <= EP_PLAN_UNIQUE; policy++) {
         mean_over_files(policy, 32, 0.9995);
         mean_over_files(policy, 72, 0.99);
-        /* Two slots per GPU: no placement with even shares gains more than 0.017 here, by the
+        /* Two slots per GPU: no placement with even shares gains more than 0.016 here, by the
          * linear relaxation of the choice of counts. */
         assert_true(mean_over_files(policy, 144, 0.8) >=
                     mean_over_files(EP_PLAN_REFERENCE, 144, 0.8) + 0.0125);
