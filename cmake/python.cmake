@@ -2,6 +2,10 @@
 # The Python packages: what a wheel contains of the build, and their tests.
 if(SKBUILD)
   install(FILES $<TARGET_FILE:entrepot> DESTINATION entrepot RENAME libentrepot.so COMPONENT python)
+  if(TARGET entrepot_cuda) # the library looks for it beside itself
+    install(FILES $<TARGET_FILE:entrepot_cuda> DESTINATION entrepot RENAME libentrepot_cuda.so
+      COMPONENT python)
+  endif()
 endif()
 
 # pytest runs with the interpreter of tools/python_env.sh, on this build's library; not with

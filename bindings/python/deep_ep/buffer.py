@@ -22,7 +22,7 @@ from entrepot._tensor import (
 from .config import Config
 from .handle import Handle, core_of
 from .low_latency import LowLatencyBuffer
-from .streams import Streams, default_kind, layout_on_device
+from .streams import Streams, default_kind, layout_on_device, sm_share
 from .utils.event import EventHandle, EventOverlap
 
 Tensor = Any  # a torch tensor or a NumPy array
@@ -90,6 +90,7 @@ class Buffer(LowLatencyBuffer):
         self.enable_shrink = enable_shrink
         self._buffers: Dict[Tuple[int, int], entrepot.Buffer] = {}
         self._streams = Streams()
+        self._sm_share: Dict[int, int] = {}
         self._destroyed = False
         self._init_low_latency()
         self._buffer_of(default_kind())
@@ -115,6 +116,18 @@ class Buffer(LowLatencyBuffer):
             device="cuda",
             device_index=kind.device_index,
         )
+
+    def _sms(self, kind: Kind, config: Optional[Config]) -> int:
+        """SMs that a normal call may use: of config or the class, at most this rank's share."""
+        if config is not None and not isinstance(config, Config):
+            raise TypeError(f"config is a {type(config).__name__}; it must be a deep_ep.Config")
+        if kind.device == CPU:
+            return 0
+        share = self._sm_share.get(kind.device_index)
+        if share is None:
+            share = sm_share(self._ranks, kind.device_index)
+            self._sm_share[kind.device_index] = share
+        return min(Buffer.num_sms if config is None else config.num_sms, share)
 
     def destroy(self) -> None:
         """Gives the window back; results that are still held stay readable. Waits for no other
@@ -310,7 +323,7 @@ class Buffer(LowLatencyBuffer):
             "scales": spread,
             "previous": order.previous,
             "stream": order.stream,
-            "num_sms": _num_sms(config),
+            "num_sms": self._sms(kind, config),
         }
         buffer = self._buffer_of(kind)
         if handle is not None:
@@ -415,7 +428,7 @@ class Buffer(LowLatencyBuffer):
                 bias=biases,
                 previous=order.previous,
                 stream=order.stream,
-                num_sms=_num_sms(config),
+                num_sms=self._sms(kind, config),
             )
         if in_background:
             return (*call.outputs(), EventOverlap(EventHandle._of_call(call)))
@@ -455,12 +468,3 @@ def _spread(scales: Any, hidden: int) -> Tuple[Any, bool]:
     if is_torch(scales):
         return scales.expand(scales.shape[0], columns), True
     return np.broadcast_to(scales, (scales.shape[0], columns)), True
-
-
-def _num_sms(config: Optional[Config]) -> int:
-    """SMs that a call on CUDA tensors may use."""
-    if config is None:
-        return Buffer.num_sms
-    if not isinstance(config, Config):
-        raise TypeError(f"config is a {type(config).__name__}; it must be a deep_ep.Config")
-    return config.num_sms

@@ -139,6 +139,13 @@ def default_kind() -> Kind:
     return Kind(True, CUDA, torch.cuda.current_device())
 
 
+def sm_share(group: entrepot.Group, index: int) -> int:
+    """SMs of a GPU for each of the ranks that share it; collective."""
+    properties = torch_module().cuda.get_device_properties(index)
+    name = str(getattr(properties, "uuid", index)).encode()[:64].ljust(64)
+    return properties.multi_processor_count // group.allgather(name).count(name)
+
+
 class Streams:
     """The communication stream of each device, made when it is first needed."""
 

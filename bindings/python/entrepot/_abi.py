@@ -20,6 +20,7 @@ from ctypes import (
     c_uint64,
     c_void_p,
 )
+from typing import Any, Dict, Tuple
 
 
 class Status(enum.IntEnum):
@@ -257,6 +258,7 @@ class DispatchArgs(_Sized):
         ("allocator", POINTER(Allocator)),
         ("previous", c_void_p),
         ("stream", c_void_p),
+        ("num_sms", c_int32),
     ]
     _defaults_ = {"expert_alignment": 1}
 
@@ -275,6 +277,7 @@ class Recv(_Sized):
         ("num_rows", c_int64),
         ("handle", c_void_p),
         ("owner", c_void_p),
+        ("host_tokens_per_expert", c_void_p),
     ]
 
 
@@ -307,6 +310,7 @@ class CombineArgs(_Sized):
         ("out_weights", Tensor),
         ("previous", c_void_p),
         ("stream", c_void_p),
+        ("num_sms", c_int32),
     ]
 
 
@@ -320,6 +324,7 @@ class DispatchBackwardArgs(_Sized):
         ("grad_topk_weights", Tensor),
         ("previous", c_void_p),
         ("stream", c_void_p),
+        ("num_sms", c_int32),
     ]
 
 
@@ -334,6 +339,7 @@ class CombineBackwardArgs(_Sized):
         ("allocator", POINTER(Allocator)),
         ("previous", c_void_p),
         ("stream", c_void_p),
+        ("num_sms", c_int32),
     ]
 
 
@@ -379,6 +385,7 @@ class LlDispatchArgs(_Sized):
         ("completion", c_int),
         ("previous", c_void_p),
         ("stream", c_void_p),
+        ("num_sms", c_int32),
     ]
     _defaults_ = {"max_tokens": 1, "num_experts": 1, "wire": DType.BF16}
 
@@ -410,6 +417,7 @@ class LlCombineArgs(_Sized):
         ("completion", c_int),
         ("previous", c_void_p),
         ("stream", c_void_p),
+        ("num_sms", c_int32),
     ]
 
 
@@ -444,7 +452,7 @@ _OUT = POINTER(c_void_p)
 _EVENT = c_void_p  # ep_event **, or NULL for a call that blocks
 
 #: Functions of the library: result type and argument types.
-FUNCTIONS = {
+FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
     "ep_version": (c_char_p, ()),
     "ep_status_string": (c_char_p, (c_int,)),
     "ep_last_error": (c_char_p, ()),
@@ -502,4 +510,10 @@ FUNCTIONS = {
     "ep_ll_recv_retire": (None, (POINTER(LlRecv),)),
     "ep_ll_combine": (c_int, (c_void_p, POINTER(LlCombineArgs), _EVENT)),
     "ep_ll_combine_buffer": (c_int, (c_void_p, c_void_p, _TENSOR)),
+}
+
+#: Functions that only builds with accelerator support have.
+OPTIONAL_FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
+    "ep_event_stream_wait": (c_int, (c_void_p, c_void_p)),
+    "ep_device_count": (c_int, (c_int, POINTER(c_int32))),
 }

@@ -181,11 +181,19 @@ class Buffer(LowLatency):
         args.layout = choose(_LAYOUTS, "layout", layout)
         args.expert_alignment = expert_alignment
         args.num_worst_tokens = num_worst_tokens
-        args.num_sms = num_sms
         shape = ids.shape or (0,)  # one that is wrong is the library's to refuse
         made = Made(shape[0], shape[-1], args.layout == 1)
         return self._receive(
-            lib.ep_dispatch, args, kind_of(x), None, made, previous, stream, keep, background
+            lib.ep_dispatch,
+            args,
+            kind_of(x),
+            None,
+            made,
+            previous,
+            stream,
+            keep,
+            background,
+            num_sms,
         )
 
     def dispatch_cached(self, x: Any, handle: Handle, **options: Any) -> Received:
@@ -220,9 +228,17 @@ class Buffer(LowLatency):
         args.wire = choose(_WIRES, "wire", wire)
         args.scale = choose(SCALES, "scale", scale)
         args.handle = handle.pointer
-        args.num_sms = num_sms
         return self._receive(
-            lib.ep_dispatch, args, kind_of(x), handle, None, previous, stream, keep, background
+            lib.ep_dispatch,
+            args,
+            kind_of(x),
+            handle,
+            None,
+            previous,
+            stream,
+            keep,
+            background,
+            num_sms,
         )
 
     def _receive(
@@ -236,9 +252,10 @@ class Buffer(LowLatency):
         stream: Optional[int],
         keep: List[Any],
         background: bool,
+        num_sms: int = 0,
     ) -> Any:
         recv = _abi.Recv.fresh()
-        self._order(args, kind, previous, stream)
+        self._order(args, kind, previous, stream, num_sms)
         owner = self._owner
 
         def finish() -> Received:
@@ -247,15 +264,21 @@ class Buffer(LowLatency):
         return self._run(function, (byref(args), byref(recv)), finish, keep, background)
 
     def _order(
-        self, args: Any, kind: Kind, previous: Optional[Event], stream: Optional[int]
+        self,
+        args: Any,
+        kind: Kind,
+        previous: Optional[Event],
+        stream: Optional[int],
+        num_sms: int = 0,
     ) -> None:
-        """When the call may start: after `previous`, and in the order of a stream."""
+        """When and where the call may run: after `previous`, and in the order of a stream."""
         if previous is not None:
             args.previous = previous.pointer
         if kind.device == CUDA:
             if stream is None and kind.torch:
                 stream = torch_module().cuda.current_stream(kind.device_index).cuda_stream
             args.stream = stream
+            args.num_sms = num_sms
 
     def _run(
         self,
@@ -347,8 +370,7 @@ class Buffer(LowLatency):
                 out_weights = empty((handle.num_tokens, *weights.shape[1:]), F32, kind)
                 put(args, CombineArgs.out_weights, out_weights, keep)
         args.handle = handle.pointer
-        args.num_sms = num_sms
-        self._order(args, kind, previous, stream)
+        self._order(args, kind, previous, stream, num_sms)
         return self._run(
             lib.ep_combine, (byref(args),), lambda: (out, out_weights), keep, background, True
         )

@@ -57,6 +57,7 @@ def deep_ep() -> Dict[str, Any]:
 def accelerators() -> Dict[str, Any]:
     """GPUs as the driver reports them, and whether the CUDA module is there."""
     from ._lib import lib
+    from .devices import num_gpus
 
     folder = os.path.dirname(os.path.abspath(lib._name))
     module = os.path.join(folder, "libentrepot_cuda.so")
@@ -72,7 +73,11 @@ def accelerators() -> Dict[str, Any]:
             names = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     except (OSError, subprocess.TimeoutExpired):
         pass
-    return {"gpus": names, "cuda_module": module if os.path.exists(module) else None}
+    return {
+        "gpus": names,
+        "cuda_module": module if os.path.exists(module) else None,
+        "usable_gpus": num_gpus(),
+    }
 
 
 def self_test() -> Dict[str, Any]:
@@ -153,7 +158,7 @@ def examine() -> Dict[str, Any]:
 
 
 def _backend(report: Dict[str, Any]) -> str:
-    if report["gpus"] and report["cuda_module"] and report["packages"]["torch"]:
+    if report["usable_gpus"] and report["packages"]["torch"]:
         return "cuda for CUDA tensors, cpu for others"
     return "cpu"
 

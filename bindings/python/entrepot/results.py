@@ -12,7 +12,7 @@ from . import _abi
 from ._abi import DType
 from ._lib import check, lib
 from ._owner import Owner
-from ._tensor import NUMPY, Kind, view
+from ._tensor import CPU, NUMPY, Kind, view
 
 _I32 = int(DType.I32)
 
@@ -182,13 +182,18 @@ class Received:
     @property
     def tokens_per_expert(self) -> List[int]:
         """Rows of each local expert, rounded up to the alignment."""
-        return host_list(self._region.recv.tokens_per_expert)
+        recv = self._region.recv
+        count = recv.tokens_per_expert.shape[0] if recv.tokens_per_expert.ndim else 0
+        if recv.host_tokens_per_expert:
+            return host_list(recv.host_tokens_per_expert, count)
+        if recv.tokens_per_expert.device == CPU:
+            return host_list(recv.tokens_per_expert.data, count)
+        return view(recv.tokens_per_expert, self._kind, self._region).tolist()
 
 
-def host_list(tensor: _abi.Tensor) -> List[int]:
-    """Values of an int32 tensor in host memory."""
-    n = tensor.shape[0] if tensor.ndim else 0
-    return (ctypes.c_int32 * n).from_address(tensor.data)[:] if n else []
+def host_list(pointer: int, count: int) -> List[int]:
+    """int32 values in host memory."""
+    return (ctypes.c_int32 * count).from_address(pointer)[:] if count else []
 
 
 class LlReceived:

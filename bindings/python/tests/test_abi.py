@@ -14,6 +14,8 @@ from entrepot._lib import lib
 
 INCLUDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "include")
 HEADERS = ("status.h", "tensor.h", "codec.h", "group.h", "event.h", "ep.h", "low_latency.h")
+#: Fields that the headers get with accelerator support.
+COMING = ("num_sms", "host_tokens_per_expert")
 compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
 needs_headers = pytest.mark.skipif(
     compiler is None or not os.path.isdir(INCLUDE), reason="needs a C compiler and the headers"
@@ -43,11 +45,17 @@ def _compile_and_run(tmp_path, body):
 
 @needs_headers
 def test_sizes_and_offsets(tmp_path):
-    lines, expected = [], []
+    """A structure that begins with its size may have more fields in the header, at its end: the
+    library takes smaller ones."""
+    lines, expected, text = [], [], _headers()
     for name, mirror in _abi.STRUCTS.items():
-        lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
-        expected.append(f"{name} {ctypes.sizeof(mirror)}")
+        (body,) = re.findall(r"typedef struct %s \{(.*?)\} %s;" % (name, name), text, re.S)
+        if not issubclass(mirror, _abi._Sized):
+            lines.append(f'printf("{name} %zu\\n", sizeof({name}));')
+            expected.append(f"{name} {ctypes.sizeof(mirror)}")
         for field, _ in mirror._fields_:
+            if field in COMING and field not in body:
+                continue
             lines.append(
                 f'printf("{name}.{field} %zu %zu\\n", __builtin_offsetof({name}, {field}),'
                 f" sizeof((({name} *)0)->{field}));"
@@ -73,6 +81,8 @@ def test_initialisers(tmp_path):
     for name, line in zip(names, lines):
         theirs, ours = bytes.fromhex(line), sized[name]()
         for field, _ in ours._fields_:  # and not the padding between them
+            if field == "size" or field in COMING:
+                continue
             at = getattr(type(ours), field)
             span = slice(at.offset, at.offset + at.size)
             assert bytes(ours)[span] == theirs[span], f"{name}.{field}"
