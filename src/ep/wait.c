@@ -5,14 +5,13 @@
 #include "base/error.h"
 #include "ep/rank_list.h"
 
-#include <sched.h>
-
-#define SLICE_NS (50 * EPI_NS_PER_MS) /* between looks whether late ranks still run */
-/* A core for each rank: what is waited for is often only an exchange between caches away. */
-#define SPIN_ALONE_NS (5 * EPI_NS_PER_US)
-#define SPIN_SHARED_NS (1 * EPI_NS_PER_US) /* the rank waited for may need this very core */
-/* Then the core is offered to others, which costs less than to sleep and be woken. */
-#define YIELD_NS (200 * EPI_NS_PER_US)
+#define SLICE_NS (50 * EPI_NS_PER_MS)      /* between looks whether late ranks still run */
+#define SPIN_ALONE_NS (50 * EPI_NS_PER_US) /* a core for each rank: a sleep costs more */
+/* The rank waited for may need this very core. Yielding it first, sched_yield() for up to 200 us,
+   took barriers of 64 ranks on two quiet cores to a fifth, but doubled the time of dispatch where
+   other programs had work: they get a whole slice, from which a wake-up would have taken the core
+   back. */
+#define SPIN_SHARED_NS (2 * EPI_NS_PER_US)
 
 typedef struct wait_state {
     ep_group *group;
@@ -65,21 +64,14 @@ static bool spin(const wait_state *wait)
 {
     epi_transport *transport = wait->group->transport;
     bool alone = transport->ops->ranks_per_core(transport) <= 1;
-    int64_t start = now_ns(wait), now;
-    int64_t pure_until = start + (alone ? SPIN_ALONE_NS : SPIN_SHARED_NS);
+    int64_t until = now_ns(wait) + (alone ? SPIN_ALONE_NS : SPIN_SHARED_NS);
     do {
         for (int i = 0; i < 16; i++) {
             if (is_ready(wait))
                 return true;
             relax_cpu();
         }
-        now = now_ns(wait);
-    } while (now < pure_until);
-    for (; now < start + YIELD_NS; now = now_ns(wait)) {
-        sched_yield();
-        if (is_ready(wait))
-            return true;
-    }
+    } while (now_ns(wait) < until);
     return false;
 }
 
