@@ -13,12 +13,6 @@ def _weights_of(world, rank):
     return np.where(world.idx[rank] >= 0, world.weights[rank], 0).sum(axis=1, keepdims=True)
 
 
-def _expert_outputs(arrays, x, expert_ids, scale):
-    """Expert e multiplies its rows by scale[e]."""
-    rows = np.nan_to_num(np.asarray(arrays.back(x), np.float32))
-    return arrays.to((rows * scale[expert_ids][:, None, None]).astype(bfloat16))
-
-
 # ------------------------------------------------------------------- vLLM
 
 
