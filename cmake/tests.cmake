@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 # One program per *_test.c, beside its source or under test/<kind>/. Its CTest
 # label is the folder under test/, or "unit". Lines in the file's first comment:
-# "ctest-timeout: N" sets the limit in seconds, "ctest-label: NAME" adds a label,
+# "ctest-timeout: N" sets the limit in seconds, "ctest-label: NAME" adds a label (serial:
+# runs alone; plain, noasan, notsan: see tools/test.sh),
 # "ctest-wrap: FUNCTION..." links calls of FUNCTION to the test's __wrap_FUNCTION.
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(cmocka REQUIRED IMPORTED_TARGET cmocka)
@@ -72,6 +73,9 @@ foreach(source IN LISTS ep_tests)
   endif()
   add_test(NAME ${name} COMMAND ${name})
   set_tests_properties(${name} PROPERTIES LABELS "${label}" TIMEOUT ${timeout})
+  if("serial" IN_LIST label)
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL TRUE)
+  endif()
 endforeach()
 
 # House rules that must hold before anything else makes sense.
@@ -79,9 +83,10 @@ if(EP_SANITIZE STREQUAL "")
   add_test(NAME check_includes COMMAND ${PROJECT_SOURCE_DIR}/tools/check_includes.sh)
   add_test(NAME check_includes_self_test COMMAND ${PROJECT_SOURCE_DIR}/tools/check_includes.sh --self-test)
   add_test(NAME check_headers COMMAND ${PROJECT_SOURCE_DIR}/tools/check_headers.sh)
+  add_test(NAME check_symbols COMMAND ${PROJECT_SOURCE_DIR}/tools/check_symbols.sh $<TARGET_FILE:entrepot>)
   add_test(NAME check_style COMMAND ${PROJECT_SOURCE_DIR}/tools/check_style.sh)
-  set_tests_properties(check_includes check_includes_self_test check_headers check_style
-    PROPERTIES LABELS source)
+  set_tests_properties(check_includes check_includes_self_test check_headers check_symbols
+    check_style    PROPERTIES LABELS source)
   if(EP_BUILD_APPS)
     add_test(NAME install_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/install_test.sh
       ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})

@@ -1,9 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Builds and runs the tests under the named presets (default, asan, tsan).
-# The sanitizer builds run what can race or overrun: conformance, stress, the
-# property tests and the unit tests; a test that says "ctest-label: plain" is
-# left out of them, one that says "ctest-label: serial" runs alone.
+# The sanitizer builds leave out tests that say "ctest-label: plain" (or noasan,
+# notsan); TSan also those in which nothing runs at the same time.
 # The last line is ctest's own form, over all presets.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -33,7 +32,7 @@ for preset in "$@"; do
     case "$preset" in
     default) arguments=() ;;
     asan) arguments=(-LE "plain|noasan") ;;
-    tsan) arguments=(-LE "plain|notsan") ;;
+    tsan) arguments=(-LE "plain|notsan|fuzz|golden|cli") ;;
     *)
         echo "test.sh: '$preset' is not one of default, asan, tsan" >&2
         exit 2

@@ -87,7 +87,7 @@ static struct scenario scenario_of(const struct space *s, int64_t number, const 
 /* Worlds per space; K = 1 fits whole up to 3 ranks with 2 tokens and 4 experts. */
 static int64_t budget_of(const struct space *s)
 {
-    int64_t usual = TEST_SANITIZED ? 120 : s->topk == 1 ? 16000 : 2400;
+    int64_t usual = TEST_SANITIZED ? 120 : s->topk == 1 ? 16000 : 800;
     return rng_env_number("EP_EXHAUSTIVE", usual);
 }
 
