@@ -3,6 +3,7 @@
  * The policies on real loads of DeepSeek-V3/R1, 58 layers of 256 experts in 288
  * slots; runs only where the data lies beside the checkout.
  * ctest-timeout: 300
+ * ctest-label: plain
  */
 #include "entrepot/plan.h"
 #include "support/numbers.h"

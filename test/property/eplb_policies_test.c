@@ -2,7 +2,9 @@
 /*
  * The searching policies on generated loads: every placement is legal, is worth
  * what its report says, and on tiny cases is held against all placements there
- * are.
+ * are. One thread only.
+ * ctest-timeout: 300
+ * ctest-label: notsan
  */
 #include "entrepot/plan.h"
 #include "support/random.h"
