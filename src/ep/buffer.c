@@ -386,9 +386,9 @@ ep_status ep_buffer_query(const ep_buffer *buffer, ep_buffer_info *info)
         return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_query: buffer is NULL");
     ep_buffer_info full = {.size = sizeof full};
     ep_buffer *self = (ep_buffer *)buffer;
-    full.window_bytes = buffer->window->committed;
     full.control_bytes = buffer->pool.start;
     pthread_mutex_lock(&self->pool_lock);
+    full.window_bytes = buffer->window->committed + buffer->sparse_bytes;
     full.used_bytes = buffer->pool.used;
     full.peak_bytes = buffer->pool.peak + buffer->pool.start;
     pthread_mutex_unlock(&self->pool_lock);

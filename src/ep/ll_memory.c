@@ -29,6 +29,7 @@ static size_t expert_room(const epi_ll *ll, const epi_ll_rows *rows)
 static void count_backed(epi_ll *ll, epi_ll_rows *rows, int local, size_t bytes)
 {
     ll->buffer->sparse_bytes += bytes - rows->backed[local];
+    epi_pool_count(&ll->buffer->pool, bytes, rows->backed[local]);
     rows->total += bytes - rows->backed[local];
     rows->backed[local] = bytes;
 }

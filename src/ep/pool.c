@@ -33,6 +33,12 @@ static void count_used(epi_pool *pool, size_t bytes)
         pool->peak = pool->used;
 }
 
+void epi_pool_count(epi_pool *pool, size_t more, size_t less)
+{
+    pool->used -= less;
+    count_used(pool, more);
+}
+
 /* Splits `block` so that it keeps `bytes`; the rest becomes a free block after it. */
 static ep_status split(epi_block *block, size_t bytes)
 {

@@ -29,6 +29,9 @@ void epi_pool_init(epi_pool *pool, epi_window *window, size_t start, size_t limi
                    bool address_only);
 void epi_pool_destroy(epi_pool *pool);
 
+/* Counts memory of the window outside the list as used, or no longer. */
+void epi_pool_count(epi_pool *pool, size_t more, size_t less);
+
 /* Takes `bytes`, backing more of the window if it must. EP_ERR_MEMORY names the bound. */
 ep_status epi_pool_take(epi_pool *pool, size_t bytes, size_t *offset);
 
