@@ -14,6 +14,7 @@
 #include "plan/eplb_cell.h"
 
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 /* High enough that the heaviest pair decides, low enough that the next ones still count. */
@@ -22,6 +23,9 @@ enum { PAIR_POWER_LOG2 = 8 };
 #define PAIR_NEGLIGIBLE 0.9
 /* Slots are moved to relieve pairs above this part of the heaviest. */
 #define PAIR_CRITICAL 0.98
+/* Shares looked at before the search ends anyway, some tenths of a second: the need grows with a
+ * high power of the slots. 288 slots stay far below it. */
+#define PAIR_WORK ((int64_t)1 << 28)
 
 static void count_greedily(epi_cell *cell, double *share, int most)
 {
@@ -89,6 +93,7 @@ static int recount(double *share, int n, double weight, int from, int to)
 typedef struct pairing {
     epi_cell *cell;
     int n, most;
+    int64_t work;                   /* shares that may still be looked at */
     double unit;                    /* heaviest pair at the start */
     double heavy;                   /* least of the heavy halves of the critical pairs */
     double light;                   /* greatest of their light halves */
@@ -124,9 +129,10 @@ static int best_receiver(pairing *p, int giver, double *best)
     int found = -1, count = cell->count[giver];
     memcpy(p->without, p->share, (size_t)p->n * sizeof *p->share);
     int left = recount(p->without, p->n, cell->most[giver], count, count - 1);
-    for (int e = 0; e < cell->experts; e++) {
+    for (int e = 0; e < cell->experts && p->work > 0; e++) {
         if (e == giver || cell->count[e] >= p->most || !relieves(p, e))
             continue;
+        p->work -= p->n;
         memcpy(p->with, p->without, (size_t)left * sizeof *p->with);
         recount(p->with, left, cell->most[e], cell->count[e], cell->count[e] + 1);
         double cost = pair_cost(p->with, p->n, p->unit);
@@ -138,34 +144,40 @@ static int best_receiver(pairing *p, int giver, double *best)
     return found;
 }
 
-/* Moves the one slot whose move helps most; returns whether there is one. */
-static int move_slot(pairing *p, double *cost)
+static void move_slot(pairing *p, int giver, int receiver)
 {
     epi_cell *cell = p->cell;
-    int giver = -1, receiver = -1;
-    double best = *cost * (1 - 1e-9);
-    find_critical(p);
-    for (int e = 0; e < cell->experts; e++) {
-        int to = cell->count[e] > 1 ? best_receiver(p, e, &best) : -1;
-        if (to >= 0) {
-            giver = e;
-            receiver = to;
-        }
-    }
-    if (giver < 0)
-        return 0;
-    *cost = best;
     int n = recount(p->share, p->n, cell->most[giver], cell->count[giver], cell->count[giver] - 1);
     recount(p->share, n, cell->most[receiver], cell->count[receiver], cell->count[receiver] + 1);
     cell->count[giver]--;
     cell->count[receiver]++;
-    return 1;
+}
+
+/* Lets each giver make its best move in turn; returns whether any helped. */
+static int move_slots(pairing *p, double *cost)
+{
+    epi_cell *cell = p->cell;
+    int moved = 0;
+    for (int giver = 0; giver < cell->experts; giver++) {
+        double best = *cost * (1 - 1e-9);
+        if (cell->count[giver] < 2)
+            continue;
+        find_critical(p);
+        int receiver = best_receiver(p, giver, &best);
+        if (receiver < 0)
+            continue;
+        move_slot(p, giver, receiver);
+        *cost = best;
+        moved = 1;
+    }
+    return moved;
 }
 
 static void improve_pairs(epi_cell *cell, int most)
 {
     int n = 0, replicas = cell->gpus * cell->slots;
-    pairing p = {.cell = cell, .n = replicas, .most = most, .share = cell->scratch};
+    pairing p = {
+        .cell = cell, .n = replicas, .most = most, .work = PAIR_WORK, .share = cell->scratch};
     p.without = p.share + replicas + 1;
     p.with = p.without + replicas + 1;
     for (int e = 0; e < cell->experts; e++)
@@ -177,7 +189,7 @@ static void improve_pairs(epi_cell *cell, int most)
     if (p.unit <= 0)
         return;
     double cost = pair_cost(p.share, n, p.unit);
-    while (move_slot(&p, &cost))
+    while (move_slots(&p, &cost))
         ;
 }
 
