@@ -24,8 +24,8 @@ typedef struct ep_thread_world ep_thread_world;
 /**
  * All-gather that a caller brings as bootstrap: every rank passes `bytes` bytes
  * in `send` and gets those of all ranks in `recv` [num_ranks * bytes], in rank
- * order. Returns 0 on success. It is called only inside collective calls that
- * create groups and buffers, by the thread that makes them, never for tokens.
+ * order. Returns 0 on success. It is called only inside ep_group_create(), by the
+ * calling thread; what comes later goes over the group itself.
  */
 typedef int (*ep_allgather_fn)(void *context, const void *send, void *recv, size_t bytes);
 
@@ -43,7 +43,7 @@ typedef struct ep_group_config {
     const char *name;          /**< tells apart groups that one job makes at the same time from
                                     the environment; NULL: "0". At most 63 of [A-Za-z0-9._-] */
     ep_allgather_fn allgather; /**< bootstrap of the caller's; rank and num_ranks must be given */
-    void *allgather_context;   /**< passed to it; must outlive the group */
+    void *allgather_context;   /**< passed to it */
     ep_thread_world *world;    /**< ranks as threads: bootstrap through this world */
     int32_t rejoin;            /**< 1: this rank was masked and comes back to a group that the
                                     others have kept, see ep_group_readmit() */
@@ -58,16 +58,20 @@ typedef struct ep_group_config {
  * Creates a group; collective. Where `rank` or `num_ranks` is -1 both come from
  * the environment, in this order: `entrepot run` (EP_RANK, EP_NUM_RANKS,
  * EP_JOB), Open MPI, PMI (MPICH, Slurm), Slurm, torchrun. With none of these
- * present the group has one rank. Ranks must share one host.
+ * present the group has one rank. Ranks must share one host. Without callback and
+ * world they meet under a name made of user, job and the group's name; EP_JOB, when
+ * set, is the job whatever the launcher says.
  *
  * Peers reach this rank's windows through memory that has no name and is
  * visible to this user only; a crash at any moment leaves nothing behind.
  *
- * @param config  read during the call only (allgather_context excepted)
+ * @param config  read during the call only
  * @param group   set on success; NULL on failure. Free with ep_group_destroy().
  * @return EP_ERR_ARGUMENT, EP_ERR_TIMEOUT (names ranks that did not come),
- *         EP_ERR_MISMATCH (ranks disagree), EP_ERR_SYSTEM, EP_ERR_MEMORY,
- *         EP_ERR_UNSUPPORTED (no such transport), EP_ERR_FORMAT (environment).
+ *         EP_ERR_RANK_DEAD (a rank ended meanwhile), EP_ERR_MISMATCH (ranks
+ *         disagree), EP_ERR_STATE (two ranks of one number), EP_ERR_SYSTEM,
+ *         EP_ERR_MEMORY, EP_ERR_UNSUPPORTED (no such transport, several hosts),
+ *         EP_ERR_FORMAT (environment).
  * A group may be used by one thread of each rank at a time.
  */
 EP_API ep_status ep_group_create(const ep_group_config *config, ep_group **group);
