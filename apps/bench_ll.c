@@ -101,11 +101,13 @@ static void run_experts(const ll_rank *l, const ep_tensor *y)
     }
 }
 
-/* Outputs go to the send buffer of the present result, which is another one every time. */
+/* Outputs go to the send buffer of the present result, which is another one every time. Not before
+   every rank has what it received: where ranks share cores this would run in their time. */
 static ep_status place_outputs(ll_rank *l, ep_tensor *y)
 {
     const bench_options *o = l->base.o;
     const int32_t *counts = l->recv.count.data;
+    BENCH_TRY(ep_group_barrier(l->base.self->group));
     BENCH_TRY(ep_ll_combine_buffer(l->base.buffer, l->recv.handle, y));
     for (int64_t e = 0; e < y->shape[0]; e++) {
         for (int64_t row = 0; row < counts[e]; row++) {
