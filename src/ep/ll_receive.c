@@ -41,10 +41,10 @@ static ep_status check_overflow(const epi_ll_dispatch *d)
     for (int s = 0; s < d->op.buffer->num_ranks; s++) {
         if (masked(d, s))
             continue;
-        const int32_t *ids = ids_of(d, s);
-        for (int64_t i = 0; i < head_of(d, s)->num_tokens * shape->topk; i++)
-            if (ids[i] >= 0)
-                total[ids[i]]++;
+        const int32_t *ids = ids_of(d, s), *end = ids + head_of(d, s)->num_tokens * shape->topk;
+        for (; ids < end; ids++)
+            if (*ids >= 0)
+                total[*ids]++;
     }
     ep_status status = EP_OK;
     for (int64_t e = 0; e < shape->num_experts && status == EP_OK; e++)
@@ -67,14 +67,15 @@ static void count_rows(epi_ll_dispatch *d)
     int num_ranks = d->op.buffer->num_ranks, me = d->op.buffer->rank;
     uint8_t *area = epi_ll_area(ll, d->slot, me);
     epi_ll_layout layout = epi_ll_layout_at(ll, me);
+    const int32_t *owner = ll->experts.rank;
     int32_t *begin = (int32_t *)(area + layout.begin), *packed = (int32_t *)(area + layout.packed);
     for (int s = 0; s < num_ranks; s++) {
         if (masked(d, s))
             continue;
-        const int32_t *ids = ids_of(d, s);
-        for (int64_t i = 0; i < head_of(d, s)->num_tokens * ll->shape.topk; i++)
-            if (ids[i] >= 0 && ll->experts.rank[ids[i]] == me)
-                result->range[ll->experts.local[ids[i]] * num_ranks + s]++;
+        const int32_t *ids = ids_of(d, s), *end = ids + head_of(d, s)->num_tokens * ll->shape.topk;
+        for (; ids < end; ids++)
+            if (*ids >= 0 && owner[*ids] == me)
+                result->range[ll->experts.local[*ids] * num_ranks + s]++;
     }
     int32_t sum = 0, room = (int32_t)ll->shape.expert_rows;
     for (int l = 0; l < ll->experts.num_local; l++) {
@@ -141,7 +142,8 @@ static ep_status place_source(const placer *p, int source, int32_t *next)
     int32_t room = (int32_t)ll->shape.expert_rows;
     for (int l = 0; l < ll->experts.num_local; l++)
         next[l] = (int32_t)(epi_ll_result_of(d)->range[l * num_ranks + source] >> 32);
-    for (int64_t t = 0; t < head_of(d, source)->num_tokens; t++) {
+    int64_t num_tokens = head_of(d, source)->num_tokens;
+    for (int64_t t = 0; t < num_tokens; t++) {
         const uint8_t *row = area + layout.rows + (size_t)t * ll->row_bytes;
         const uint8_t *scales = area + layout.scales + (size_t)t * ll->scale_bytes;
         bool verified = !d->op.buffer->config.verify;
