@@ -20,18 +20,19 @@ allowed() {
 check_one() { # check_one ROOT FILE
     local file=$2 room included prefix ok line text
     case "$file" in
-    src/*) room=$(cut -d/ -f1-2 <<<"$file") ;;
+    src/*) room=${file#src/} && room=src/${room%%/*} ;;
     *) room=${file%%/*} ;;
     esac
-    local own=${room#src/}/ folder
-    folder=$(dirname "$file")
+    local own=${room#src/}/ folder=${file%/*} below
+    below=$(allowed "$room")
     while IFS=: read -r line text; do
-        included=$(sed -E 's/.*"(.*)".*/\1/' <<<"$text")
+        included=${text#*\"}
+        included=${included%%\"*}
         case "$included" in
         entrepot/*) continue ;;
         esac
         ok=no
-        for prefix in "$own" $(allowed "$room"); do
+        for prefix in "$own" $below; do
             [[ $included == "$prefix"* ]] && ok=yes
         done
         [[ $file == *_test.c && $included == support/* ]] && ok=yes
