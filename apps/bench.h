@@ -18,11 +18,11 @@ enum { BENCH_BASELINE_NONE, BENCH_BASELINE_MPI };
 
 typedef struct bench_options {
     int mode, backend, wire, ranks_as, baseline;
-    int64_t ranks, tokens, hidden, topk, experts, iters, warmup, seed, threads, plan_layer;
+    int64_t ranks, tokens, hidden, topk, experts, iters, warmup, seed, threads, sms, plan_layer;
     const char *trace_path;     /* NULL: random routing */
     const char *plan_path;      /* NULL: experts in equal blocks */
     const char *trace_out_path; /* NULL: no Chrome trace */
-    bool check, json;
+    bool check, json, mps;
 } bench_options;
 
 extern const char *const bench_modes[], *const bench_backends[], *const bench_wires[],
@@ -39,14 +39,23 @@ typedef enum bench_phase {
     BENCH_HOOK_RECV,
     BENCH_COMBINE_HOOK_SEND,
     BENCH_COMBINE_HOOK_RECV,
-    BENCH_ROUND_TRIP, /* of bare notifications */
+    BENCH_ROUND_TRIP,     /* of bare notifications */
+    BENCH_DISPATCH_GIVEN, /* rows quantised beforehand */
+    BENCH_GRAPH_ROUND,    /* dispatch and combine, captured */
     BENCH_NUM_PHASES
 } bench_phase;
 
 /* Whether a mode has the phase. */
 static inline bool bench_has_phase(const bench_options *o, int phase)
 {
-    if (o->mode == BENCH_MODE_LL)
+    bool cuda = o->backend == BENCH_BACKEND_CUDA, ll = o->mode == BENCH_MODE_LL;
+    if (phase == BENCH_DISPATCH_GIVEN)
+        return cuda && !ll && o->wire == BENCH_WIRE_FP8;
+    if (phase == BENCH_GRAPH_ROUND)
+        return cuda && ll;
+    if (cuda && (phase == BENCH_LAYOUT || phase >= BENCH_HOOK_SEND))
+        return false;
+    if (ll)
         return phase != BENCH_DISPATCH_CACHED;
     return phase < BENCH_HOOK_SEND;
 }
@@ -98,6 +107,8 @@ typedef struct bench_baseline {
 /* What each rank of a mode does. */
 ep_status bench_normal_rank(rank_self *self);
 ep_status bench_ll_rank(rank_self *self);
+ep_status bench_cuda_rank(rank_self *self);
+ep_status bench_cuda_ll_rank(rank_self *self);
 
 /* Runs the MPI baseline with the same shape, seed and routing and keeps the better of this run and
    what `b` holds already. An exit code. */

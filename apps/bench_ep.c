@@ -3,20 +3,22 @@
 #include "bench_stats.h"
 #include "commands.h"
 #include "exit.h"
+#include "gpu.h"
 #include "options.h"
 
 #include <stdio.h>
 #include <string.h>
 
 const char *const bench_modes[] = {"normal", "ll", NULL};
-const char *const bench_backends[] = {"cpu", NULL};
+const char *const bench_backends[] = {"cpu", "cuda", NULL};
 const char *const bench_wires[] = {"bf16", "fp8", NULL};
 const char *const bench_ranks_as[] = {"processes", "threads", NULL};
 static const char *const baselines[] = {"none", "mpi", NULL};
 
 const char *const bench_phase_names[BENCH_NUM_PHASES] = {
-    "layout",        "dispatch",         "dispatch cached", "combine",         "combine ordinary",
-    "dispatch send", "dispatch receive", "combine send",    "combine receive", "notify round trip"};
+    "layout",           "dispatch",          "dispatch cached",  "combine",
+    "combine ordinary", "dispatch send",     "dispatch receive", "combine send",
+    "combine receive",  "notify round trip", "dispatch given",   "round in a graph"};
 
 static int parse(int argc, char **argv, bench_options *o)
 {
@@ -37,6 +39,11 @@ static int parse(int argc, char **argv, bench_options *o)
         OPTION_CHOICE("ranks-as", "KIND", &o->ranks_as, bench_ranks_as, "what a rank is"),
         OPTION_INTEGER("threads", "N", &o->threads, 0, 256,
                        "threads a rank may use beside its own, default 0"),
+        OPTION_INTEGER("sms", "N", &o->sms, 0, 1024,
+                       "multiprocessors a rank may use with --backend cuda, 0: the default"),
+        OPTION_SWITCH("mps", &o->mps,
+                      "with --backend cuda: run under an MPS daemon of its own, which ranks that "
+                      "share a GPU need"),
         OPTION_TEXT("trace", "FILE", &o->trace_path,
                     "take the routing from FILE: per line K expert ids a token, an empty column, "
                     "as many weights, tab-separated"),
@@ -64,6 +71,10 @@ static int parse(int argc, char **argv, bench_options *o)
     char text[32];
     if (options_parse(&spec, argc, argv, &code) < 0)
         return code == EXIT_OK ? -1 : code;
+    if (o->backend == BENCH_BACKEND_CUDA && 3 * o->iters >= GPU_MAX_MARKS) {
+        snprintf(text, sizeof text, "%lld", (long long)o->iters);
+        return options_bad_value(&spec, "iters", text, "at most 1364 with --backend cuda");
+    }
     snprintf(text, sizeof text, "%lld", (long long)o->hidden);
     if (o->hidden % 8)
         return options_bad_value(&spec, "hidden", text, "a multiple of 8");
@@ -94,13 +105,20 @@ static bool alloc_shared(bench_context *c, size_t *bytes)
     return true;
 }
 
+static rank_fn rank_of(const bench_options *o)
+{
+    if (o->backend == BENCH_BACKEND_CUDA)
+        return o->mode == BENCH_MODE_LL ? bench_cuda_ll_rank : bench_cuda_rank;
+    return o->mode == BENCH_MODE_LL ? bench_ll_rank : bench_normal_rank;
+}
+
 static int run_ranks(bench_context *c, const char *what)
 {
     const bench_options *o = c->options;
     const ranks_config config = {"entrepot bench ep", what, (int)o->ranks,
                                  o->ranks_as == BENCH_RANKS_THREADS,
                                  o->ranks * (o->warmup + o->iters)};
-    return ranks_run(&config, o->mode == BENCH_MODE_LL ? bench_ll_rank : bench_normal_rank, c);
+    return ranks_run(&config, rank_of(o), c);
 }
 
 /* The same routing with experts in equal blocks. */
@@ -198,8 +216,11 @@ int cmd_bench_ep(int argc, char **argv)
     if (code)
         return code < 0 ? EXIT_OK : code;
     code = load_files(&o, &routing, &plan);
+    if (code == EXIT_OK && o.mps && !mps_start("entrepot bench ep"))
+        code = EXIT_RUNTIME;
     if (code == EXIT_OK)
         code = run(&o, &routing, &plan);
+    mps_stop();
     trace_free(&routing);
     placement_free(&plan);
     return code;

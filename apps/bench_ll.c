@@ -67,14 +67,14 @@ static ep_tensor ordinary(const ll_rank *l, const ep_tensor *like)
 }
 
 /* The stand-in for an expert, as check_ll.h describes it. */
-static void expert_row(const ll_rank *l, const float *e4m3, int64_t expert, int64_t row,
-                       uint16_t *y)
+static void expert_row(const bench_rank *b, const ep_ll_recv *recv, const float *e4m3,
+                       int64_t expert, int64_t row, uint16_t *y)
 {
-    const bench_options *o = l->base.o;
-    const ep_tensor *x = &l->recv.x, *scales = &l->recv.scales;
-    int64_t local = l->base.c->load.num_experts / o->ranks,
+    const bench_options *o = b->o;
+    const ep_tensor *x = &recv->x, *scales = &recv->scales;
+    int64_t local = b->c->load.num_experts / o->ranks,
             at = expert * x->stride[0] + row * x->stride[1];
-    float factor = check_ll_factor(l->base.self->rank * local + expert);
+    float factor = check_ll_factor(b->self->rank * local + expert);
     for (int64_t h = 0; h < o->hidden; h++) {
         float value;
         if (o->wire == BENCH_WIRE_FP8)
@@ -88,15 +88,15 @@ static void expert_row(const ll_rank *l, const float *e4m3, int64_t expert, int6
     }
 }
 
-static void run_experts(const ll_rank *l, const ep_tensor *y)
+void bench_ll_experts(const bench_rank *b, const ep_ll_recv *recv, const ep_tensor *y)
 {
     float e4m3[256];
-    const int32_t *counts = l->recv.count.data;
+    const int32_t *counts = recv->count.data;
     for (int code = 0; code < 256; code++)
         e4m3[code] = (float)check_e4m3_value((uint8_t)code);
     for (int64_t e = 0; e < y->shape[0]; e++) {
         for (int64_t row = 0; row < counts[e]; row++)
-            expert_row(l, e4m3, e, row,
+            expert_row(b, recv, e4m3, e, row,
                        (uint16_t *)y->data + e * y->stride[0] + row * y->stride[1]);
     }
 }
@@ -139,7 +139,7 @@ static ep_status first_round(ll_rank *l)
     int64_t rows = count_rows(l);
     b->result->recv_tokens = b->result->pairs = rows;
     BENCH_TRY(ep_ll_combine_buffer(b->buffer, l->recv.handle, &y));
-    run_experts(l, &y);
+    bench_ll_experts(b, &l->recv, &y);
     BENCH_TRY(combine(l, y, b->out, NULL));
     BENCH_TRY(bench_rank_note_memory(b, o->tokens * (o->hidden * 4 + o->topk * 8) +
                                             rows * (bench_row_bytes(o) + o->hidden * 2 + 4)));
@@ -152,7 +152,7 @@ static ep_status first_round(ll_rank *l)
     memset(l->copy, 1, 2 * l->copied);
     bench_rank_spoil_outputs(b);
     y = ordinary(l, &y);
-    run_experts(l, &y);
+    bench_ll_experts(b, &l->recv, &y);
     ep_ll_recv_release(&l->recv);
     return EP_OK;
 }

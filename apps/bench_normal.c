@@ -42,33 +42,31 @@ static ep_status combine(normal_rank *n, uint16_t *y, uint16_t *out)
 
 /* ---------------------------------------------------------------- experts */
 
-/* The stand-in for an expert, as check.h describes it. */
-static void expert_row(const normal_rank *n, const float *e4m3, int64_t row)
+static void expert_row(const bench_options *o, const ep_recv *recv, const float *e4m3, int64_t row,
+                       uint16_t *y)
 {
-    const bench_options *o = n->base.o;
-    const float *weights = (const float *)n->recv.topk_weights.data + row * o->topk;
-    const uint16_t *x = (const uint16_t *)n->recv.x.data + row * o->hidden;
-    const uint8_t *codes = (const uint8_t *)n->recv.x.data + row * o->hidden;
-    const float *scales = (const float *)n->recv.scales.data + row * n->recv.scales.stride[0];
-    uint16_t *y = n->y + row * o->hidden;
+    const float *weights = (const float *)recv->topk_weights.data + row * o->topk;
+    const uint16_t *x = (const uint16_t *)recv->x.data + row * o->hidden;
+    const uint8_t *codes = (const uint8_t *)recv->x.data + row * o->hidden;
+    const float *scales = (const float *)recv->scales.data + row * recv->scales.stride[0];
     float weight = 0;
     for (int64_t k = 0; k < o->topk; k++)
         weight += weights[k];
     for (int64_t h = 0; h < o->hidden; h++) {
         float value = o->wire == BENCH_WIRE_FP8
-                          ? e4m3[codes[h]] * scales[h / 128 * n->recv.scales.stride[1]]
+                          ? e4m3[codes[h]] * scales[h / 128 * recv->scales.stride[1]]
                           : float_from_bf16(x[h]);
         y[h] = bf16_from_float(weight * value);
     }
 }
 
-static void run_experts(const normal_rank *n)
+void bench_expert_rows(const bench_options *o, const ep_recv *recv, int64_t rows, uint16_t *y)
 {
     float e4m3[256];
     for (int code = 0; code < 256; code++)
         e4m3[code] = (float)check_e4m3_value((uint8_t)code);
-    for (int64_t row = 0; row < n->num_rows; row++)
-        expert_row(n, e4m3, row);
+    for (int64_t row = 0; row < rows; row++)
+        expert_row(o, recv, e4m3, row, y + row * o->hidden);
 }
 
 /* ------------------------------------------------------------ measurement */
@@ -87,7 +85,7 @@ static ep_status first_round(normal_rank *n)
         b->result->pairs += counts[e];
     size_t bytes = (size_t)(n->num_rows * o->hidden) * sizeof *n->y;
     BENCH_TRY(ep_buffer_alloc(b->buffer, bytes ? bytes : 1, (void **)&n->y));
-    run_experts(n);
+    bench_expert_rows(o, &n->recv, n->num_rows, n->y);
     BENCH_TRY(combine(n, n->y, b->out));
     int64_t routing = o->topk * 8;
     BENCH_TRY(bench_rank_note_memory(b, o->tokens * (o->hidden * 4 + routing) +

@@ -47,15 +47,20 @@ static ep_status alloc_inputs(bench_rank *b)
     return EP_OK;
 }
 
-ep_status bench_rank_open(rank_self *self, bench_rank *b)
+ep_status bench_rank_open_on(rank_self *self, ep_buffer_config *config, bench_rank *b)
 {
     const bench_context *c = self->context;
     *b = (bench_rank){.self = self, .c = c, .o = c->options, .result = &c->results[self->rank]};
-    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
-    config.num_threads = (int32_t)b->o->threads;
-    config.max_experts = (int32_t)b->c->load.num_experts;
+    config->max_experts = (int32_t)b->c->load.num_experts;
     BENCH_TRY(alloc_inputs(b));
-    return ep_buffer_create(self->group, &config, &b->buffer);
+    return ep_buffer_create(self->group, config, &b->buffer);
+}
+
+ep_status bench_rank_open(rank_self *self, bench_rank *b)
+{
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    config.num_threads = (int32_t)((const bench_context *)self->context)->options->threads;
+    return bench_rank_open_on(self, &config, b);
 }
 
 void bench_rank_close(bench_rank *b)

@@ -5,6 +5,8 @@
 
 #include "bench.h"
 
+#include "entrepot/low_latency.h"
+
 typedef struct bench_rank {
     rank_self *self;
     const bench_context *c;
@@ -48,6 +50,8 @@ void bench_rank_note(const bench_rank *b, bench_phase phase, span s);
 
 /* Inputs and the buffer. bench_rank_close() also after a failure. */
 ep_status bench_rank_open(rank_self *self, bench_rank *b);
+/* The same with a configuration of the caller's, whose max_experts is filled in. */
+ep_status bench_rank_open_on(rank_self *self, ep_buffer_config *config, bench_rank *b);
 void bench_rank_close(bench_rank *b);
 
 /* The layout of this rank's tokens, timed. */
@@ -60,6 +64,11 @@ size_t bench_out_bytes(const bench_options *o);
 /* Outputs become what no combine gives. Earlier iterations left the right values where the last one
    writes; --check must not see those. */
 void bench_rank_spoil_outputs(bench_rank *b);
+
+/* The stand-in for an expert, as check.h describes it, for `rows` received rows in host memory. */
+void bench_expert_rows(const bench_options *o, const ep_recv *recv, int64_t rows, uint16_t *y);
+/* That of the low-latency mode, as check_ll.h describes it. */
+void bench_ll_experts(const bench_rank *b, const ep_ll_recv *recv, const ep_tensor *y);
 
 /* Notes memory in use, once everything that the calls need is there and nothing that only
    measuring needs. `inputs_outputs`: bytes of the tensors of the calls. Collective. */

@@ -32,6 +32,7 @@ static report collect(const bench_context *c, const bench_baseline *baseline,
     if (rate > 0) {
         r.limit_us[BENCH_DISPATCH] = (double)r.totals.bytes_received / rate;
         r.limit_us[BENCH_DISPATCH_CACHED] = r.limit_us[BENCH_DISPATCH];
+        r.limit_us[BENCH_DISPATCH_GIVEN] = r.limit_us[BENCH_DISPATCH];
         r.limit_us[BENCH_COMBINE] = (double)r.totals.combine_bytes / rate;
         r.limit_us[BENCH_COMBINE_ORDINARY] = r.limit_us[BENCH_COMBINE];
     }
@@ -60,6 +61,7 @@ static void json_setting(json *j, const bench_options *o)
     json_integer(j, "seed", o->seed);
     json_text(j, "ranks_as", bench_ranks_as[o->ranks_as]);
     json_integer(j, "threads", o->threads);
+    json_integer(j, "sms", o->sms);
     json_text(j, "trace", o->trace_path);
     json_text(j, "plan", o->plan_path);
 }
@@ -105,10 +107,10 @@ static void json_memory(json *j, const bench_totals *t)
 static int print_json(const report *r)
 {
     static const char *const keys[BENCH_NUM_PHASES] = {
-        "layout_us",    "dispatch_us",          "dispatch_cached_us",
-        "combine_us",   "combine_ordinary_us",  "hook_send_us",
-        "hook_recv_us", "combine_hook_send_us", "combine_hook_recv_us",
-        "round_trip_us"};
+        "layout_us",     "dispatch_us",          "dispatch_cached_us",
+        "combine_us",    "combine_ordinary_us",  "hook_send_us",
+        "hook_recv_us",  "combine_hook_send_us", "combine_hook_recv_us",
+        "round_trip_us", "dispatch_given_us",    "graph_round_us"};
     json j;
     json_start(&j, stdout);
     json_open_object(&j, NULL);

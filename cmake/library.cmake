@@ -3,6 +3,8 @@
 # file needs no entry here.
 file(GLOB_RECURSE ep_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*.c)
 list(FILTER ep_sources EXCLUDE REGEX "_test\\.c$")
+# The CUDA module has its own list, cmake/cuda.cmake.
+list(FILTER ep_sources EXCLUDE REGEX "/src/[a-z]+/cuda(_ipc)?/")
 if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   list(FILTER ep_sources EXCLUDE REGEX "_avx(2|512)\\.c$")
 endif()

@@ -11,7 +11,7 @@ allowed() {
     src/base) echo "" ;;
     src/codec | src/device | src/plan) echo "base/" ;;
     src/transport) echo "base/ device/" ;;
-    src/ep) echo "base/ codec/ device/ transport/ops.h" ;;
+    src/ep) echo "base/ codec/ device/ transport/ops.h transport/peer.h" ;;
     src/kernel) echo "base/ codec/ device/" ;;
     *) echo "" ;; # apps, examples, bindings, bench: the public headers only
     esac

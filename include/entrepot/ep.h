@@ -241,12 +241,15 @@ typedef struct ep_dispatch_args {
                                         which must outlive the result. */
     ep_event *previous;            /**< done before the call touches any tensor; may be NULL */
     void *stream;                  /**< of the device; NULL on the CPU */
+    int32_t num_sms; /**< multiprocessors the call may use; 0: the default, at most 16. Ignored on
+                          the CPU, where num_threads of the buffer rules. */
 } ep_dispatch_args;
 
 #define EP_DISPATCH_ARGS_INIT                                                                     \
     {                                                                                             \
         sizeof(ep_dispatch_args), EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, \
-            0, NULL, EP_WIRE_INPUT, EP_SCALE_F32, EP_ROWS_BY_TOKEN, 1, 0, NULL, NULL, NULL, NULL  \
+            0, NULL, EP_WIRE_INPUT, EP_SCALE_F32, EP_ROWS_BY_TOKEN, 1, 0, NULL, NULL, NULL, NULL, \
+            0                                                                                     \
     }
 
 /**
@@ -270,16 +273,20 @@ typedef struct ep_recv {
                                       came from rank s. Not given with EP_ROWS_BY_EXPERT. */
     ep_tensor expert_offset;     /**< [L + 1] I32, EP_ROWS_BY_EXPERT: first row of each group */
     ep_tensor tokens_per_expert; /**< [L] I32, each rounded up to expert_alignment */
-    int64_t num_rows;            /**< rows that hold a token; N */
+    int64_t num_rows;            /**< rows that hold a token; N. -1 when the host does not know
+                                      (accelerators: worst case; ep_handle_query tells) */
     ep_handle *handle;           /**< for combine, cached dispatch and backward; release it with
                                       ep_handle_release(). NULL in cached mode: the caller has it */
     void *owner;                 /**< of the memory; private */
+    const int32_t *host_tokens_per_expert; /**< [L] tokens_per_expert where the host can read it;
+                                      NULL when the call did not wait for it (accelerators: worst
+                                      case and cached mode) */
 } ep_recv;
 
-#define EP_RECV_INIT                                                                      \
-    {                                                                                     \
-        sizeof(ep_recv), EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE,  \
-            EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, 0, NULL, NULL \
+#define EP_RECV_INIT                                                                            \
+    {                                                                                           \
+        sizeof(ep_recv), EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE,        \
+            EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, 0, NULL, NULL, NULL \
     }
 
 /**
@@ -349,12 +356,13 @@ typedef struct ep_combine_args {
     ep_tensor out_weights;  /**< [T, K] F32 where topk_weights is summed along; else not given */
     ep_event *previous;     /**< done before the call touches any tensor; may be NULL */
     void *stream;
+    int32_t num_sms; /**< as in ep_dispatch_args */
 } ep_combine_args;
 
 #define EP_COMBINE_ARGS_INIT                                                                       \
     {                                                                                              \
         sizeof(ep_combine_args), EP_TENSOR_NONE, EP_TENSOR_NONE, {EP_TENSOR_NONE, EP_TENSOR_NONE}, \
-            NULL, EP_TENSOR_NONE, EP_TENSOR_NONE, NULL, NULL                                       \
+            NULL, EP_TENSOR_NONE, EP_TENSOR_NONE, NULL, NULL, 0                                    \
     }
 
 /**
@@ -382,12 +390,13 @@ typedef struct ep_dispatch_backward_args {
     ep_tensor grad_topk_weights; /**< out [T, K] F32; given exactly when grad_recv_weights is */
     ep_event *previous;
     void *stream;
+    int32_t num_sms; /**< as in ep_dispatch_args */
 } ep_dispatch_backward_args;
 
 #define EP_DISPATCH_BACKWARD_ARGS_INIT                                                           \
     {                                                                                            \
         sizeof(ep_dispatch_backward_args), EP_TENSOR_NONE, EP_TENSOR_NONE, NULL, EP_TENSOR_NONE, \
-            EP_TENSOR_NONE, NULL, NULL                                                           \
+            EP_TENSOR_NONE, NULL, NULL, 0                                                        \
     }
 
 EP_API ep_status ep_dispatch_backward(ep_buffer *buffer, const ep_dispatch_backward_args *args,
@@ -410,12 +419,13 @@ typedef struct ep_combine_backward_args {
     const ep_allocator *allocator;
     ep_event *previous;
     void *stream;
+    int32_t num_sms; /**< as in ep_dispatch_args */
 } ep_combine_backward_args;
 
 #define EP_COMBINE_BACKWARD_ARGS_INIT                                                           \
     {                                                                                           \
         sizeof(ep_combine_backward_args), EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, NULL, \
-            EP_TENSOR_NONE, NULL, NULL, NULL                                                    \
+            EP_TENSOR_NONE, NULL, NULL, NULL, 0                                                 \
     }
 
 /** `recv->x` is the gradient [rows, H]; its other tensors are not given, its handle is NULL. */

@@ -78,13 +78,14 @@ typedef struct ep_ll_dispatch_args {
     ep_completion completion; /**< of a call with an event */
     ep_event *previous;
     void *stream;
+    int32_t num_sms; /**< as in ep_dispatch_args */
 } ep_ll_dispatch_args;
 
 #define EP_LL_DISPATCH_ARGS_INIT                                                         \
     {                                                                                    \
         sizeof(ep_ll_dispatch_args), EP_TENSOR_NONE, EP_TENSOR_NONE, 1, 1, NULL, 0,      \
             EP_OVERFLOW_ERROR, EP_BF16, EP_SCALE_F32, 0, EP_TENSOR_NONE, EP_TENSOR_NONE, \
-            EP_COMPLETE_IN_BACKGROUND, NULL, NULL                                        \
+            EP_COMPLETE_IN_BACKGROUND, NULL, NULL, 0                                     \
     }
 
 /**
@@ -153,12 +154,14 @@ typedef struct ep_ll_combine_args {
     ep_completion completion;
     ep_event *previous;
     void *stream;
+    int32_t num_sms; /**< as in ep_dispatch_args */
 } ep_ll_combine_args;
 
-#define EP_LL_COMBINE_ARGS_INIT                                                                    \
-    {                                                                                              \
-        sizeof(ep_ll_combine_args), EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, NULL,          \
-            EP_COMBINE_BF16, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_COMPLETE_IN_BACKGROUND, NULL, NULL \
+#define EP_LL_COMBINE_ARGS_INIT                                                               \
+    {                                                                                         \
+        sizeof(ep_ll_combine_args), EP_TENSOR_NONE, EP_TENSOR_NONE, EP_TENSOR_NONE, NULL,     \
+            EP_COMBINE_BF16, EP_TENSOR_NONE, EP_TENSOR_NONE, EP_COMPLETE_IN_BACKGROUND, NULL, \
+            NULL, 0                                                                           \
     }
 
 /** out[t] = sum over k of weight[t, k] * row of (t, k), float32 fused multiply-add in top-k order.

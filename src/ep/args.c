@@ -104,9 +104,9 @@ ep_status epi_tensor_check(const ep_tensor *tensor, const epi_tensor_rule *rule)
         return epi_fail(EP_ERR_ARGUMENT, "%s: %s.dtype is %s (%d); it must be %s", rule->call,
                         rule->argument, ep_dtype_string(tensor->dtype), (int)tensor->dtype,
                         rule->dtype_names);
-    if (tensor->device != EP_DEVICE_CPU)
+    if (tensor->device != rule->device)
         return epi_fail(EP_ERR_ARGUMENT, "%s: %s.device is %d; it must be %d as the buffer's",
-                        rule->call, rule->argument, (int)tensor->device, (int)EP_DEVICE_CPU);
+                        rule->call, rule->argument, (int)tensor->device, (int)rule->device);
     EPI_TRY(check_shape(tensor, rule));
     EPI_TRY(check_strides(tensor, rule));
     bool empty = false;

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 #include "ep/ll.h"
 
 #include <stdio.h>
@@ -70,10 +71,10 @@ static ep_status check_config(const ep_buffer_config *config)
         return epi_bad(call, "max_experts", config->max_experts, "1..65536, or 0 for 1024");
     if (config->verify != 0 && config->verify != 1)
         return epi_bad(call, "verify", config->verify, "0 or 1");
-    if (config->device != EP_DEVICE_CPU)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "%s: device is %d; this build has EP_DEVICE_CPU (0) only", call,
-                        (int)config->device);
+    if (config->device != EP_DEVICE_CPU && config->device != EP_DEVICE_CUDA)
+        return epi_bad(call, "device", config->device, "0 or 1 (ep_device_type)");
+    if (config->device_index < 0)
+        return epi_bad(call, "device_index", config->device_index, "at least 0");
     return EP_OK;
 }
 
@@ -197,6 +198,20 @@ static ep_status open_window(ep_buffer *buffer)
     return EP_OK;
 }
 
+/* On an accelerator its backend has the window and the calls. Every rank must find one before any
+   begins what all take part in. */
+static ep_status open_device(ep_buffer *buffer)
+{
+    const epi_backend_ops *backend = NULL;
+    uint64_t epoch = 0;
+    ep_status status = epi_backend_find(buffer->config.device, &backend);
+    EPI_TRY(agree(buffer->group, &buffer->config, status, &epoch));
+    EPI_TRY(backend->create(buffer));
+    buffer->backend = backend;
+    atomic_fetch_add(&buffer->group->num_objects, 1);
+    return EP_OK;
+}
+
 static ep_buffer *new_buffer(ep_group *group, const ep_buffer_config *config)
 {
     ep_buffer *buffer = calloc(1, sizeof *buffer);
@@ -263,13 +278,17 @@ ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_bu
             destroy(buffer);
         return status;
     }
-    status = open_window(buffer);
-    if (status == EP_OK)
+    status = config.device == EP_DEVICE_CPU ? open_window(buffer) : open_device(buffer);
+    if (status == EP_OK && config.device == EP_DEVICE_CPU)
         status = start_threads(buffer);
     status = agree(group, &config, status, &epoch);
     if (status != EP_OK) {
         destroy(buffer);
         return status;
+    }
+    if (buffer->backend) { /* its calls have numbers of their own */
+        *out = buffer;
+        return EP_OK;
     }
     enlist(buffer);
     if (epoch > 0) /* the others have had this buffer for some time */
@@ -355,6 +374,8 @@ ep_status ep_buffer_alloc(ep_buffer *buffer, size_t bytes, void **memory)
     *memory = NULL;
     if (!buffer)
         return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_alloc: buffer is NULL");
+    if (buffer->backend)
+        return buffer->backend->alloc(buffer, bytes, memory);
     size_t offset;
     EPI_TRY(epi_buffer_take(buffer, bytes, &offset));
     *memory = buffer->window->base + offset;
@@ -367,6 +388,8 @@ ep_status ep_buffer_free(ep_buffer *buffer, void *memory)
         return EP_OK;
     if (!buffer)
         return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_free: buffer is NULL");
+    if (buffer->backend)
+        return buffer->backend->free(buffer, memory);
     size_t offset;
     bool given = false;
     if (epi_buffer_contains(buffer, memory, 1, &offset)) {
@@ -385,6 +408,10 @@ ep_status ep_buffer_query(const ep_buffer *buffer, ep_buffer_info *info)
     if (!buffer)
         return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_query: buffer is NULL");
     ep_buffer_info full = {.size = sizeof full};
+    if (buffer->backend) {
+        buffer->backend->query(buffer, &full);
+        return epi_result_copy("ep_buffer_query", "info", info, &full, sizeof full);
+    }
     ep_buffer *self = (ep_buffer *)buffer;
     full.control_bytes = buffer->pool.start;
     pthread_mutex_lock(&self->pool_lock);

@@ -41,6 +41,8 @@ struct ep_buffer {
     void *trace_context;
     _Atomic int64_t *wait_ns; /* [R] time spent waiting for each rank, all calls together */
     _Atomic int num_objects;  /* events, handles and results alive */
+    const struct epi_backend_ops *backend; /* of an accelerator; NULL on the CPU */
+    void *device;                          /* the backend's part */
 };
 
 /* Bytes at the head of a window that hold no rows; max_experts 0 is the default. */

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 #include "ep/event.h"
 
 #include <stdlib.h>
@@ -77,8 +78,9 @@ static const epi_stage stages[] = {
 
 /* ------------------------------------------------------------- checks */
 
-static ep_status check_2d(const char *call, const char *argument, const ep_tensor *tensor,
-                          int64_t rows, int64_t columns, unsigned dtypes, const char *names)
+static ep_status check_2d(const epi_combine *c, const char *call, const char *argument,
+                          const ep_tensor *tensor, int64_t rows, int64_t columns, unsigned dtypes,
+                          const char *names)
 {
     const epi_tensor_rule rule = {.call = call,
                                   .argument = argument,
@@ -86,7 +88,8 @@ static ep_status check_2d(const char *call, const char *argument, const ep_tenso
                                   .rows = rows,
                                   .columns = columns,
                                   .dtypes = dtypes,
-                                  .dtype_names = names};
+                                  .dtype_names = names,
+                                  .device = c->op.buffer->config.device};
     return epi_tensor_check(tensor, &rule);
 }
 
@@ -98,13 +101,13 @@ typedef struct names {
 static ep_status check_rows(const epi_combine *c, const names *name)
 {
     const ep_handle *handle = c->handle;
-    EPI_TRY(check_2d(name->call, name->y, &c->y, handle->rows, -1, EPI_FLOAT_DTYPES,
+    EPI_TRY(check_2d(c, name->call, name->y, &c->y, handle->rows, -1, EPI_FLOAT_DTYPES,
                      "BF16, F16 or F32"));
     if (c->y.shape[1] < 8 || c->y.shape[1] % 8)
         return epi_fail(EP_ERR_ARGUMENT,
                         "%s: %s.shape[1] (hidden) is %lld; it must be a positive multiple of 8",
                         name->call, name->y, (long long)c->y.shape[1]);
-    return check_2d(name->call, name->out, &c->out, handle->num_tokens, c->y.shape[1],
+    return check_2d(c, name->call, name->out, &c->out, handle->num_tokens, c->y.shape[1],
                     1u << c->y.dtype, name->ys);
 }
 
@@ -119,9 +122,9 @@ static ep_status check_row_weights(const epi_combine *c, const names *name)
         return EP_OK;
     const ep_handle *handle = c->handle;
     int64_t columns = handle->layout == EP_ROWS_BY_EXPERT ? 1 : handle->topk;
-    EPI_TRY(check_2d(name->call, name->row_weights, &c->row_weights, handle->rows, columns,
+    EPI_TRY(check_2d(c, name->call, name->row_weights, &c->row_weights, handle->rows, columns,
                      1u << EP_F32, "F32"));
-    return check_2d(name->call, name->out_weights, &c->out_weights, handle->num_tokens,
+    return check_2d(c, name->call, name->out_weights, &c->out_weights, handle->num_tokens,
                     handle->topk, 1u << EP_F32, "F32");
 }
 
@@ -132,7 +135,7 @@ static ep_status check_combine(const epi_combine *c, const ep_combine_args *args
     static const char *const biases[] = {"bias[0]", "bias[1]"};
     for (int i = 0; i < 2; i++)
         if (epi_tensor_given(&c->bias[i]))
-            EPI_TRY(check_2d(name.call, biases[i], &c->bias[i], c->handle->num_tokens,
+            EPI_TRY(check_2d(c, name.call, biases[i], &c->bias[i], c->handle->num_tokens,
                              c->y.shape[1], 1u << c->y.dtype, "y's"));
     if (!c->weighted)
         return check_row_weights(c, &name);
@@ -141,7 +144,7 @@ static ep_status check_combine(const epi_combine *c, const ep_combine_args *args
                         "%s: out_weights is given; it applies to handles of EP_ROWS_BY_TOKEN only",
                         name.call);
     if (epi_tensor_given(&c->topk_weights))
-        return check_2d(name.call, "topk_weights", &c->topk_weights, c->handle->num_tokens,
+        return check_2d(c, name.call, "topk_weights", &c->topk_weights, c->handle->num_tokens,
                         c->handle->topk, 1u << EP_F32, "F32");
     return EP_OK;
 }
@@ -189,7 +192,7 @@ ep_status ep_combine(ep_buffer *buffer, const ep_combine_args *given, ep_event *
         status = epi_handle_check(call, buffer, args.handle, false);
     epi_combine *c = status == EP_OK ? new_combine(buffer, call) : NULL;
     if (!c)
-        return epi_op_reject(buffer, call, status == EP_OK ? EP_ERR_MEMORY : status);
+        return epi_reject(buffer, call, status == EP_OK ? EP_ERR_MEMORY : status);
     c->handle = args.handle;
     c->weighted = args.handle->layout == EP_ROWS_BY_EXPERT;
     c->y = args.y;
@@ -202,10 +205,12 @@ ep_status ep_combine(ep_buffer *buffer, const ep_combine_args *given, ep_event *
     else
         c->row_weights = args.topk_weights;
     status = check_combine(c, &args);
-    if (status == EP_OK)
+    if (status == EP_OK && !buffer->backend)
         return submit(c, args.previous, event);
     free(c);
-    return epi_op_reject(buffer, call, status);
+    if (status == EP_OK)
+        return buffer->backend->combine(buffer, &args, event);
+    return epi_reject(buffer, call, status);
 }
 
 ep_status ep_dispatch_backward(ep_buffer *buffer, const ep_dispatch_backward_args *given,
@@ -222,15 +227,17 @@ ep_status ep_dispatch_backward(ep_buffer *buffer, const ep_dispatch_backward_arg
         status = epi_handle_check(call, buffer, args.handle, false);
     epi_combine *c = status == EP_OK ? new_combine(buffer, call) : NULL;
     if (!c)
-        return epi_op_reject(buffer, call, status == EP_OK ? EP_ERR_MEMORY : status);
+        return epi_reject(buffer, call, status == EP_OK ? EP_ERR_MEMORY : status);
     c->handle = args.handle;
     c->y = args.grad_recv_x;
     c->out = args.grad_x;
     c->row_weights = args.grad_recv_weights;
     c->out_weights = args.grad_topk_weights;
     status = check_backward(c);
-    if (status == EP_OK)
+    if (status == EP_OK && !buffer->backend)
         return submit(c, args.previous, event);
     free(c);
-    return epi_op_reject(buffer, call, status);
+    if (status == EP_OK)
+        return buffer->backend->dispatch_backward(buffer, &args, event);
+    return epi_reject(buffer, call, status);
 }

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "codec/rows.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 #include "ep/event.h"
 
 #include <stdio.h>
@@ -259,8 +260,8 @@ static const epi_stage stages[] = {{prepare, "prepare"}, {enter, "enter"},     {
 
 /* ------------------------------------------------------------- checks */
 
-static epi_tensor_rule rule(const char *call, const char *argument, int64_t rows, int64_t columns,
-                            unsigned dtypes, const char *names)
+static epi_tensor_rule rule(const ep_buffer *buffer, const char *call, const char *argument,
+                            int64_t rows, int64_t columns, unsigned dtypes, const char *names)
 {
     return (epi_tensor_rule){.call = call,
                              .argument = argument,
@@ -268,19 +269,22 @@ static epi_tensor_rule rule(const char *call, const char *argument, int64_t rows
                              .rows = rows,
                              .columns = columns,
                              .dtypes = dtypes,
-                             .dtype_names = names};
+                             .dtype_names = names,
+                             .device = buffer->config.device};
 }
 
-static ep_status check_x(const char *call, const ep_tensor *x, unsigned dtypes, const char *names)
+static ep_status check_x(const ep_buffer *buffer, const char *call, const ep_tensor *x,
+                         unsigned dtypes, const char *names)
 {
-    epi_tensor_rule want = rule(call, "x", -1, -1, dtypes, names);
+    epi_tensor_rule want = rule(buffer, call, "x", -1, -1, dtypes, names);
     EPI_TRY(epi_tensor_check(x, &want));
     if (x->shape[1] < 8 || x->shape[1] % 8)
         return epi_bad(call, "x.shape[1] (hidden)", x->shape[1], "a positive multiple of 8");
     return EP_OK;
 }
 
-static ep_status check_scales(const char *call, const ep_dispatch_args *args)
+static ep_status check_scales(const ep_buffer *buffer, const char *call,
+                              const ep_dispatch_args *args)
 {
     if (args->x.dtype != EP_E4M3) {
         if (epi_tensor_given(&args->scales))
@@ -288,7 +292,7 @@ static ep_status check_scales(const char *call, const ep_dispatch_args *args)
                             call, ep_dtype_string(args->x.dtype));
         return EP_OK;
     }
-    epi_tensor_rule want = rule(call, "scales", args->x.shape[0], -1,
+    epi_tensor_rule want = rule(buffer, call, "scales", args->x.shape[0], -1,
                                 1u << EP_F32 | 1u << EP_UE8M0X4, "F32 or UE8M0X4");
     int64_t per = args->scales.dtype == EP_UE8M0X4 ? 512 : 128;
     want.columns = (args->x.shape[1] + per - 1) / per;
@@ -312,7 +316,8 @@ static ep_status check_routing(const char *call, const ep_buffer *buffer,
                                const ep_dispatch_args *args)
 {
     int64_t tokens = args->x.shape[0];
-    epi_tensor_rule idx = rule(call, "topk_idx", tokens, -1, EPI_INDEX_DTYPES, "I32 or I64");
+    epi_tensor_rule idx =
+        rule(buffer, call, "topk_idx", tokens, -1, EPI_INDEX_DTYPES, "I32 or I64");
     EPI_TRY(epi_tensor_check(&args->topk_idx, &idx));
     int64_t topk = args->topk_idx.shape[1];
     if (args->num_experts < 1 || args->num_experts > buffer->config.max_experts)
@@ -326,7 +331,8 @@ static ep_status check_routing(const char *call, const ep_buffer *buffer,
     if (tokens * topk > INT32_MAX)
         return epi_bad(call, "topk_idx (elements)", tokens * topk, "at most 2147483647");
     if (epi_tensor_given(&args->topk_weights)) {
-        epi_tensor_rule weights = rule(call, "topk_weights", tokens, topk, 1u << EP_F32, "F32");
+        epi_tensor_rule weights =
+            rule(buffer, call, "topk_weights", tokens, topk, 1u << EP_F32, "F32");
         EPI_TRY(epi_tensor_check(&args->topk_weights, &weights));
     }
     if (args->layout != EP_ROWS_BY_TOKEN && args->layout != EP_ROWS_BY_EXPERT)
@@ -369,8 +375,9 @@ static ep_status check_args(const char *call, const ep_buffer *buffer, const ep_
     if (recv->size < sizeof recv->size || recv->size > 65536)
         return epi_bad(call, "recv->size", (int64_t)recv->size,
                        "sizeof(ep_recv): start from EP_RECV_INIT");
-    EPI_TRY(check_x(call, &args->x, EPI_FLOAT_DTYPES | 1u << EP_E4M3, "BF16, F16, F32 or E4M3"));
-    EPI_TRY(check_scales(call, args));
+    EPI_TRY(check_x(buffer, call, &args->x, EPI_FLOAT_DTYPES | 1u << EP_E4M3,
+                    "BF16, F16, F32 or E4M3"));
+    EPI_TRY(check_scales(buffer, call, args));
     EPI_TRY(check_wire(call, args));
     if (args->allocator && (!args->allocator->alloc || !args->allocator->free))
         return epi_fail(EP_ERR_ARGUMENT, "%s: allocator->%s is NULL", call,
@@ -439,10 +446,12 @@ ep_status ep_dispatch(ep_buffer *buffer, const ep_dispatch_args *given, ep_recv 
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
         status = check_args(call, buffer, &args, recv);
+    if (status == EP_OK && buffer->backend)
+        return buffer->backend->dispatch(buffer, &args, recv, event);
     if (status == EP_OK)
         status = new_dispatch(buffer, call, &args, recv, &d);
     if (status != EP_OK)
-        return epi_op_reject(buffer, call, status);
+        return epi_reject(buffer, call, status);
     if (!d->cached) {
         d->handle->num_experts = args.num_experts;
         d->handle->hidden = args.x.shape[1];
@@ -461,8 +470,8 @@ static ep_status check_combine_backward(const char *call, const ep_buffer *buffe
     EPI_TRY(epi_handle_check(call, buffer, handle, true));
     bool by_expert = handle->layout == EP_ROWS_BY_EXPERT;
     bool wants_gradient = epi_tensor_given(&args->grad_topk_weights);
-    epi_tensor_rule grad =
-        rule(call, "grad_out", handle->num_tokens, -1, EPI_FLOAT_DTYPES, "BF16, F16 or F32");
+    epi_tensor_rule grad = rule(buffer, call, "grad_out", handle->num_tokens, -1, EPI_FLOAT_DTYPES,
+                                "BF16, F16 or F32");
     EPI_TRY(epi_tensor_check(&args->grad_out, &grad));
     if (args->grad_out.shape[1] < 8 || args->grad_out.shape[1] % 8)
         return epi_bad(call, "grad_out.shape[1] (hidden)", args->grad_out.shape[1],
@@ -476,17 +485,17 @@ static ep_status check_combine_backward(const char *call, const ep_buffer *buffe
                         "%s: %s is given; it applies to handles of EP_ROWS_BY_EXPERT only", call,
                         extra);
     if (epi_tensor_given(&args->topk_weights)) {
-        epi_tensor_rule want =
-            rule(call, "topk_weights", handle->num_tokens, handle->topk, 1u << EP_F32, "F32");
+        epi_tensor_rule want = rule(buffer, call, "topk_weights", handle->num_tokens, handle->topk,
+                                    1u << EP_F32, "F32");
         EPI_TRY(epi_tensor_check(&args->topk_weights, &want));
     }
     if (wants_gradient != epi_tensor_given(&args->y))
         return epi_fail(EP_ERR_ARGUMENT, "%s: %s is not given; y and grad_topk_weights go together",
                         call, wants_gradient ? "y" : "grad_topk_weights");
     if (wants_gradient) {
-        epi_tensor_rule out =
-            rule(call, "grad_topk_weights", handle->num_tokens, handle->topk, 1u << EP_F32, "F32");
-        epi_tensor_rule y = rule(call, "y", handle->rows, args->grad_out.shape[1],
+        epi_tensor_rule out = rule(buffer, call, "grad_topk_weights", handle->num_tokens,
+                                   handle->topk, 1u << EP_F32, "F32");
+        epi_tensor_rule y = rule(buffer, call, "y", handle->rows, args->grad_out.shape[1],
                                  1u << args->grad_out.dtype, "grad_out's");
         EPI_TRY(epi_tensor_check(&args->grad_topk_weights, &out));
         EPI_TRY(epi_tensor_check(&args->y, &y));
@@ -512,6 +521,8 @@ ep_status ep_combine_backward(ep_buffer *buffer, const ep_combine_backward_args 
                           recv ? "not sized: start from EP_RECV_INIT" : "NULL");
     if (status == EP_OK)
         status = check_combine_backward(call, buffer, &args);
+    if (status == EP_OK && buffer->backend)
+        return buffer->backend->combine_backward(buffer, &args, recv, event);
     ep_dispatch_args forward = EP_DISPATCH_ARGS_INIT;
     forward.x = args.grad_out;
     forward.handle = args.handle;
@@ -521,7 +532,7 @@ ep_status ep_combine_backward(ep_buffer *buffer, const ep_combine_backward_args 
     if (status == EP_OK)
         status = new_dispatch(buffer, call, &forward, recv, &d);
     if (status != EP_OK)
-        return epi_op_reject(buffer, call, status);
+        return epi_reject(buffer, call, status);
     d->weighted = d->handle->layout == EP_ROWS_BY_EXPERT;
     d->topk_weights = args.topk_weights;
     d->y = args.y;

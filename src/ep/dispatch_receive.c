@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,7 +24,11 @@ void ep_recv_release(ep_recv *recv)
     if (!recv)
         return;
     owner *own = recv->owner;
-    if (own) {
+    if (own && recv->x.device != EP_DEVICE_CPU) {
+        const epi_backend_ops *backend;
+        if (epi_backend_find(recv->x.device, &backend) == EP_OK)
+            backend->recv_release(own);
+    } else if (own) {
         if (own->in_window)
             epi_buffer_give(own->buffer, own->region);
         else if (own->memory)
@@ -207,6 +212,7 @@ static void describe(const epi_dispatch *d, owner *own, uint8_t *base, ep_recv *
     recv->topk_idx = rows_tensor(base, region->ids, d->topk_idx.dtype, rows, topk);
     if (d->shape.weights)
         recv->topk_weights = rows_tensor(base, region->weights, EP_F32, rows, topk);
+    recv->host_tokens_per_expert = small;
     recv->tokens_per_expert = small_tensor(&small, handle->expert_rows, handle->num_local);
 }
 

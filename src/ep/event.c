@@ -2,6 +2,7 @@
 #include "ep/event.h"
 
 #include "base/error.h"
+#include "ep/backend.h"
 #include "ep/buffer.h"
 
 #include <stdio.h>
@@ -14,6 +15,7 @@ struct ep_event {
     _Atomic bool completed; /* release: the outcome below is final */
     ep_status status;
     char message[512];
+    void *device; /* the backend's part; NULL on the CPU */
 };
 
 ep_status epi_event_create(epi_op *op, ep_event **out)
@@ -40,6 +42,8 @@ void epi_event_drop(ep_event *event)
 {
     if (!event || atomic_fetch_sub(&event->holders, 1) != 1)
         return;
+    if (event->device)
+        event->buffer->backend->event_free(event->device);
     atomic_fetch_sub(&event->buffer->num_objects, 1);
     free(event);
 }
@@ -80,6 +84,8 @@ ep_status ep_event_wait(ep_event *event)
 {
     if (!event)
         return epi_fail(EP_ERR_ARGUMENT, "ep_event_wait: event is NULL");
+    if (event->device)
+        return event->buffer->backend->event_wait(event->device);
     if (!epi_event_completed(event))
         go_on(event, true);
     return outcome(event);
@@ -89,9 +95,37 @@ ep_status ep_event_query(ep_event *event)
 {
     if (!event)
         return epi_fail(EP_ERR_ARGUMENT, "ep_event_query: event is NULL");
+    if (event->device)
+        return event->buffer->backend->event_query(event->device);
     if (!epi_event_completed(event) && go_on(event, false) == EP_IN_PROGRESS)
         return EP_IN_PROGRESS;
     return outcome(event);
+}
+
+ep_status ep_event_stream_wait(ep_event *event, void *stream)
+{
+    if (!event)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_event_stream_wait: event is NULL");
+    return event->device ? event->buffer->backend->event_stream_wait(event->device, stream)
+                         : ep_event_wait(event);
+}
+
+ep_status epi_event_of_device(ep_buffer *buffer, void *device, ep_event **out)
+{
+    ep_event *event = calloc(1, sizeof *event);
+    if (!event)
+        return epi_fail(EP_ERR_MEMORY, "out of memory for an event");
+    event->buffer = buffer;
+    event->device = device;
+    atomic_init(&event->holders, 1);
+    atomic_fetch_add(&buffer->num_objects, 1);
+    *out = event;
+    return EP_OK;
+}
+
+void *epi_event_device(const ep_event *event)
+{
+    return event->device;
 }
 
 void ep_event_release(ep_event *event)

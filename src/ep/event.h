@@ -14,6 +14,10 @@ void epi_event_complete(ep_event *event, ep_status status, const char *message);
 void epi_event_defer(ep_event *event, epi_op *op);
 bool epi_event_completed(const ep_event *event);
 
+/* The event of a call that a backend has; one holder. */
+ep_status epi_event_of_device(ep_buffer *buffer, void *device, ep_event **event);
+void *epi_event_device(const ep_event *event);
+
 ep_event *epi_event_hold(ep_event *event);
 void epi_event_drop(ep_event *event);
 

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 #include "ep/ll.h"
 
 #include <stdlib.h>
@@ -40,6 +41,18 @@ ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk)
     return handle;
 }
 
+ep_handle *epi_handle_of_device(ep_buffer *buffer)
+{
+    ep_handle *handle = calloc(1, sizeof *handle);
+    if (!handle)
+        return NULL;
+    handle->buffer = buffer;
+    handle->num_ranks = buffer->num_ranks;
+    atomic_init(&handle->holders, 1);
+    atomic_fetch_add(&buffer->num_objects, 1);
+    return handle;
+}
+
 ep_handle *epi_handle_hold(ep_handle *handle)
 {
     atomic_fetch_add(&handle->holders, 1);
@@ -66,6 +79,8 @@ void ep_handle_release(ep_handle *handle)
 {
     if (!handle || atomic_fetch_sub(&handle->holders, 1) != 1)
         return;
+    if (handle->device)
+        handle->buffer->backend->handle_free(handle);
     atomic_fetch_sub(&handle->buffer->num_objects, 1);
     free(handle->send_rank);
     free(handle->send_row);
@@ -85,6 +100,8 @@ ep_status ep_handle_query(const ep_handle *handle, ep_handle_info *info)
 {
     if (!handle)
         return epi_fail(EP_ERR_ARGUMENT, "ep_handle_query: handle is NULL");
+    if (handle->device)
+        EPI_TRY(handle->buffer->backend->handle_fetch((ep_handle *)handle));
     const ep_handle_info full = {
         .size = sizeof full,
         .num_ranks = handle->num_ranks,

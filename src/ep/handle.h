@@ -27,11 +27,14 @@ struct ep_handle {
     int32_t *expert_filled;        /* [L] without padding */
     float *weights;                /* [T * K] of dispatch, by expert; NULL: not given */
     struct epi_ll_result *ll;      /* of the low-latency mode; NULL in the normal mode */
+    void *device;                  /* the backend's part; NULL on the CPU */
 };
 
 ep_handle *epi_handle_new(ep_buffer *buffer, int64_t num_tokens, int topk);
 /* Without arrays, for a result of the low-latency mode, which has its own. */
 ep_handle *epi_handle_new_bare(ep_buffer *buffer);
+/* Without the arrays that only a CPU dispatch fills. */
+ep_handle *epi_handle_of_device(ep_buffer *buffer);
 ep_handle *epi_handle_hold(ep_handle *handle);
 
 /* Whether a call of the normal mode can use a handle; with `same_ranks` only while those are masked

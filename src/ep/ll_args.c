@@ -5,9 +5,9 @@
 #include "base/error.h"
 #include "ep/args.h"
 
-static ep_status check_tensor(const char *call, const char *argument, const ep_tensor *tensor,
-                              int ndim, int64_t rows, int64_t columns, unsigned dtypes,
-                              const char *names)
+static ep_status check_tensor(const ep_buffer *buffer, const char *call, const char *argument,
+                              const ep_tensor *tensor, int ndim, int64_t rows, int64_t columns,
+                              unsigned dtypes, const char *names)
 {
     const epi_tensor_rule rule = {.call = call,
                                   .argument = argument,
@@ -15,14 +15,15 @@ static ep_status check_tensor(const char *call, const char *argument, const ep_t
                                   .rows = rows,
                                   .columns = columns,
                                   .dtypes = dtypes,
-                                  .dtype_names = names};
+                                  .dtype_names = names,
+                                  .device = buffer->config.device};
     return epi_tensor_check(tensor, &rule);
 }
 
 static ep_status check_cost(const char *call, const ep_buffer *buffer, const ep_tensor *cost)
 {
-    return epi_tensor_given(cost) ? check_tensor(call, "wait_cost", cost, 1, buffer->num_ranks, -1,
-                                                 1u << EP_I64, "I64")
+    return epi_tensor_given(cost) ? check_tensor(buffer, call, "wait_cost", cost, 1,
+                                                 buffer->num_ranks, -1, 1u << EP_I64, "I64")
                                   : EP_OK;
 }
 
@@ -42,7 +43,7 @@ static ep_status check_rows(const ep_buffer *buffer, const ep_ll_dispatch_args *
     int64_t most = EPI_LL_MAX_ROWS / buffer->num_ranks;
     if (most > EPI_LL_MAX_TOKENS)
         most = EPI_LL_MAX_TOKENS;
-    EPI_TRY(check_tensor(dispatch, "x", &args->x, 2, -1, -1, 1u << EP_BF16, "BF16"));
+    EPI_TRY(check_tensor(buffer, dispatch, "x", &args->x, 2, -1, -1, 1u << EP_BF16, "BF16"));
     if (args->x.shape[1] < 8 || args->x.shape[1] % 8)
         return epi_bad(dispatch, "x.shape[1] (hidden)", args->x.shape[1],
                        "a positive multiple of 8");
@@ -57,7 +58,7 @@ static ep_status check_rows(const ep_buffer *buffer, const ep_ll_dispatch_args *
 
 static ep_status check_experts(const ep_buffer *buffer, const ep_ll_dispatch_args *args)
 {
-    EPI_TRY(check_tensor(dispatch, "topk_idx", &args->topk_idx, 2, args->x.shape[0], -1,
+    EPI_TRY(check_tensor(buffer, dispatch, "topk_idx", &args->topk_idx, 2, args->x.shape[0], -1,
                          EPI_INDEX_DTYPES, "I32 or I64"));
     int64_t topk = args->topk_idx.shape[1];
     if (args->num_experts < 1 || args->num_experts > buffer->config.max_experts)
@@ -105,8 +106,8 @@ ep_status epi_ll_check_dispatch(const ep_buffer *buffer, const ep_ll_dispatch_ar
     EPI_TRY(epi_experts_check(dispatch, args->num_experts, args->expert_rank, buffer->num_ranks,
                               buffer->rank, &num_local, table_sum));
     if (epi_tensor_given(&args->expert_tokens))
-        EPI_TRY(check_tensor(dispatch, "expert_tokens", &args->expert_tokens, 1, num_local, -1,
-                             1u << EP_I32, "I32"));
+        EPI_TRY(check_tensor(buffer, dispatch, "expert_tokens", &args->expert_tokens, 1, num_local,
+                             -1, 1u << EP_I32, "I32"));
     return check_cost(dispatch, buffer, &args->wait_cost);
 }
 
@@ -130,7 +131,8 @@ ep_status epi_ll_check_handle(const char *call, const ep_buffer *buffer, const e
 static ep_status check_y(const char *call, const ep_tensor *y, const ep_handle *handle)
 {
     int64_t room = handle->ll->ll->shape.expert_rows;
-    EPI_TRY(check_tensor(call, "y", y, 3, handle->num_local, room, 1u << EP_BF16, "BF16"));
+    EPI_TRY(check_tensor(handle->buffer, call, "y", y, 3, handle->num_local, room, 1u << EP_BF16,
+                         "BF16"));
     if (y->shape[2] != handle->hidden)
         return epi_fail(EP_ERR_ARGUMENT, "%s: y.shape[2] is %lld; it must be %lld", call,
                         (long long)y->shape[2], (long long)handle->hidden);
@@ -148,12 +150,12 @@ ep_status epi_ll_check_combine(const ep_buffer *buffer, const ep_ll_combine_args
     EPI_TRY(epi_ll_check_handle(call, buffer, args->handle));
     int64_t tokens = args->handle->ll->num_tokens, topk = args->handle->ll->topk;
     EPI_TRY(check_y(call, &args->y, args->handle));
-    EPI_TRY(check_tensor(call, "topk_idx", &args->topk_idx, 2, tokens, topk, EPI_INDEX_DTYPES,
-                         "I32 or I64"));
-    EPI_TRY(check_tensor(call, "topk_weights", &args->topk_weights, 2, tokens, topk, 1u << EP_F32,
-                         "F32"));
-    EPI_TRY(check_tensor(call, "out", &args->out, 2, tokens, args->handle->hidden, 1u << EP_BF16,
-                         "BF16"));
+    EPI_TRY(check_tensor(buffer, call, "topk_idx", &args->topk_idx, 2, tokens, topk,
+                         EPI_INDEX_DTYPES, "I32 or I64"));
+    EPI_TRY(check_tensor(buffer, call, "topk_weights", &args->topk_weights, 2, tokens, topk,
+                         1u << EP_F32, "F32"));
+    EPI_TRY(check_tensor(buffer, call, "out", &args->out, 2, tokens, args->handle->hidden,
+                         1u << EP_BF16, "BF16"));
     if (args->wire != EP_COMBINE_BF16 && args->wire != EP_COMBINE_LOGFMT10)
         return epi_bad(call, "wire", args->wire, "0 or 1 (ep_combine_wire)");
     EPI_TRY(check_completion(call, args->completion));

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "codec/rows.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 #include "ep/event.h"
 
 #include <stdlib.h>
@@ -297,11 +298,13 @@ ep_status ep_ll_combine(ep_buffer *buffer, const ep_ll_combine_args *given, ep_e
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
         status = epi_ll_check_combine(buffer, &args);
+    if (status == EP_OK && buffer->backend)
+        return buffer->backend->ll_combine(buffer, &args, event);
     ll_combine *c = status == EP_OK ? calloc(1, sizeof *c) : NULL;
     if (status == EP_OK && !c)
         status = epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
     if (status != EP_OK)
-        return epi_op_reject(buffer, call, status);
+        return epi_reject(buffer, call, status);
     c->op = (epi_op){.buffer = buffer, .name = call, .stages = stages, .finish = finish};
     c->op.announces = c->op.no_mail = true;
     c->op.eager = event && args.completion == EP_COMPLETE_BY_HOOK ? EAGER_STAGES : 0;
@@ -324,6 +327,8 @@ ep_status ep_ll_combine_buffer(ep_buffer *buffer, ep_handle *handle, ep_tensor *
     if (!y)
         return epi_fail(EP_ERR_ARGUMENT, "%s: y is NULL", call);
     EPI_TRY(epi_ll_check_handle(call, buffer, handle));
+    if (buffer->backend)
+        return buffer->backend->ll_combine_buffer(buffer, handle, y);
     epi_ll *ll = handle->ll->ll;
     epi_ll_rows *rows = &ll->slot[handle->ll->slot].y;
     EPI_TRY(epi_ll_back_rows(ll, rows, handle->ll->count));

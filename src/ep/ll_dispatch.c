@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "codec/rows.h"
 #include "ep/args.h"
+#include "ep/backend.h"
 #include "ep/event.h"
 
 #include <stdlib.h>
@@ -248,11 +249,13 @@ ep_status ep_ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *given, ep
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
         status = epi_ll_check_dispatch(buffer, &args, recv, &table_sum);
+    if (status == EP_OK && buffer->backend)
+        return buffer->backend->ll_dispatch(buffer, &args, recv, event);
     epi_ll_dispatch *d = status == EP_OK ? calloc(1, sizeof *d) : NULL;
     if (status == EP_OK && !d)
         status = epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
     if (status != EP_OK)
-        return epi_op_reject(buffer, call, status);
+        return epi_reject(buffer, call, status);
     int64_t most = args.max_tokens * buffer->num_ranks;
     d->op = (epi_op){.buffer = buffer, .name = call, .stages = stages, .finish = finish};
     d->op.announces = true;

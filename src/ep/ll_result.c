@@ -3,6 +3,7 @@
 #include "ep/ll.h"
 
 #include "base/error.h"
+#include "ep/backend.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +64,9 @@ void ep_ll_recv_release(ep_ll_recv *recv)
     if (!recv)
         return;
     ep_handle *handle = recv->owner;
-    if (handle) {
+    if (handle && handle->device) {
+        handle->buffer->backend->ll_recv_release(handle);
+    } else if (handle) {
         epi_ll_retire(handle->ll);
         ep_handle_release(handle);
     }

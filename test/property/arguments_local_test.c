@@ -121,8 +121,9 @@ static int bad_buffers(ep_group *group, void *argument)
     CONFIG(num_threads = 257, ARG, "num_threads is 257; it must be 0..256");
     CONFIG(max_experts = -5, ARG, "max_experts is -5; it must be 1..65536, or 0 for 1024");
     CONFIG(verify = 2, ARG, "verify is 2; it must be 0 or 1");
-    CONFIG(device = EP_DEVICE_CUDA, EP_ERR_UNSUPPORTED,
-           "device is 1; this build has EP_DEVICE_CPU (0) only");
+    CONFIG(device = (ep_device_type)2, EP_ERR_ARGUMENT,
+           "device is 2; it must be 0 or 1 (ep_device_type)");
+    CONFIG(device_index = -1, EP_ERR_ARGUMENT, "device_index is -1; it must be at least 0");
     EXPECT(ep_buffer_create(NULL, NULL, &buffer), ARG, "ep_buffer_create: group is NULL");
     EXPECT(ep_buffer_create(group, NULL, NULL), ARG, "ep_buffer_create: buffer is NULL");
     return 0;

@@ -9,6 +9,139 @@
 
 #define POISON 0xa5
 
+_Thread_local struct test_device test_device;
+
+static void must(ep_status status)
+{
+    if (status == EP_OK)
+        return;
+    fprintf(stderr, "the test's device: %s\n", ep_last_error());
+    abort();
+}
+
+int test_device_wanted(void)
+{
+    const char *name = getenv("EP_TEST_DEVICE");
+    return name && strcmp(name, "cuda") == 0;
+}
+
+ep_status test_device_enter(void)
+{
+    if (!test_device_wanted())
+        return EP_OK;
+    ep_status status = ep_stream_create(EP_DEVICE_CUDA, 0, &test_device.stream);
+    if (status == EP_OK)
+        test_device.type = EP_DEVICE_CUDA;
+    return status;
+}
+
+void test_device_leave(void)
+{
+    if (test_device.type != EP_DEVICE_CPU)
+        ep_stream_destroy(test_device.type, test_device.index, test_device.stream);
+    test_device = (struct test_device){0};
+}
+
+/* Ranks that are threads must neither allocate nor free device memory while another's kernel waits
+   for them: freed memory is kept, by size. */
+struct spare {
+    size_t bytes;
+    struct spare *next;
+    void *memory;
+};
+static _Thread_local struct spare *spares, *lent;
+
+static struct spare *find_spare(size_t bytes)
+{
+    for (struct spare **each = &spares; *each; each = &(*each)->next)
+        if ((*each)->bytes == bytes) {
+            struct spare *found = *each;
+            *each = found->next;
+            return found;
+        }
+    struct spare *fresh = test_zeros(1, sizeof *fresh);
+    fresh->bytes = bytes;
+    must(ep_device_alloc(test_device.type, test_device.index, bytes, &fresh->memory));
+    return fresh;
+}
+
+void *test_memory_new(size_t bytes)
+{
+    if (test_device.type == EP_DEVICE_CPU)
+        return aligned_alloc(64, (bytes + 64) & ~(size_t)63);
+    size_t rounded = 256;
+    while (rounded < bytes)
+        rounded *= 2;
+    struct spare *spare = find_spare(rounded);
+    spare->next = lent;
+    lent = spare;
+    return spare->memory;
+}
+
+void test_memory_free(void *memory)
+{
+    if (test_device.type == EP_DEVICE_CPU) {
+        free(memory);
+        return;
+    }
+    for (struct spare **each = &lent; *each; each = &(*each)->next)
+        if ((*each)->memory == memory) {
+            struct spare *back = *each;
+            *each = back->next;
+            back->next = spares;
+            spares = back;
+            return;
+        }
+}
+
+void test_memory_write(void *to, const void *from, size_t bytes)
+{
+    if (test_device.type == EP_DEVICE_CPU)
+        memcpy(to, from, bytes);
+    else
+        must(ep_device_copy(test_device.type, test_device.index, to, from, bytes,
+                            test_device.stream));
+}
+
+static size_t extent(const ep_tensor *tensor)
+{
+    int64_t elements = 1;
+    for (int i = 0; i < tensor->ndim; i++) {
+        if (tensor->shape[i] == 0)
+            return 0;
+        elements += (tensor->shape[i] - 1) * tensor->stride[i];
+    }
+    return (size_t)elements * ep_dtype_size(tensor->dtype);
+}
+
+/* The tensor as the host can read it, `bytes` of it; `copy` is to be freed. */
+static ep_tensor on_host(const ep_tensor *tensor, size_t bytes, void **copy)
+{
+    ep_tensor host = *tensor;
+    *copy = NULL;
+    if (tensor->device == EP_DEVICE_CPU)
+        return host;
+    host.device = EP_DEVICE_CPU;
+    host.data = *copy = test_zeros((int64_t)bytes, 1);
+    must(ep_device_copy(tensor->device, tensor->device_index, *copy, tensor->data, bytes,
+                        test_device.stream));
+    return host;
+}
+
+/* Moves a tensor made in host memory to the test's device. */
+static ep_tensor placed(ep_tensor tensor, size_t bytes)
+{
+    if (test_device.type == EP_DEVICE_CPU)
+        return tensor;
+    void *host = tensor.data;
+    tensor.data = test_memory_new(bytes);
+    test_memory_write(tensor.data, host, bytes);
+    tensor.device = test_device.type;
+    tensor.device_index = test_device.index;
+    free(host);
+    return tensor;
+}
+
 void *test_zeros(int64_t n, size_t size)
 {
     void *memory = calloc((size_t)n + 1, size);
@@ -52,7 +185,7 @@ ep_tensor tensor_new(ep_dtype dtype, int64_t rows, int64_t columns, int64_t gap,
     ep_tensor tensor = poisoned(dtype, rows, columns, rows * (columns + gap));
     tensor.stride[0] = columns + gap;
     fill(&tensor, dense);
-    return tensor;
+    return placed(tensor, (size_t)(rows * (columns + gap)) * ep_dtype_size(dtype));
 }
 
 ep_tensor tensor_new_transposed(ep_dtype dtype, int64_t rows, int64_t columns, const void *dense)
@@ -61,7 +194,7 @@ ep_tensor tensor_new_transposed(ep_dtype dtype, int64_t rows, int64_t columns, c
     tensor.stride[0] = 1;
     tensor.stride[1] = rows;
     fill(&tensor, dense);
-    return tensor;
+    return placed(tensor, (size_t)(rows * columns) * ep_dtype_size(dtype));
 }
 
 static void *narrow(ep_dtype dtype, const int64_t *ids, int64_t n)
@@ -85,7 +218,10 @@ ep_tensor tensor_new_ids(ep_dtype dtype, int64_t rows, int64_t columns, int64_t 
 
 void tensor_free(ep_tensor *tensor)
 {
-    free(tensor->data);
+    if (tensor->device == EP_DEVICE_CPU)
+        free(tensor->data);
+    else
+        test_memory_free(tensor->data);
     *tensor = (ep_tensor)EP_TENSOR_NONE;
 }
 
@@ -98,20 +234,31 @@ static int all_poison(const void *memory, size_t bytes)
     return 1;
 }
 
+static size_t whole(const ep_tensor *tensor)
+{
+    return (size_t)(tensor->shape[0] * tensor->stride[0]) * ep_dtype_size(tensor->dtype);
+}
+
 int tensor_gaps_intact(const ep_tensor *tensor)
 {
-    size_t size = ep_dtype_size(tensor->dtype);
-    size_t gap = (size_t)(tensor->stride[0] - tensor->shape[1]) * size;
-    for (int64_t i = 0; i < tensor->shape[0]; i++)
-        if (!all_poison(at(tensor, i, 0) + (size_t)tensor->shape[1] * size, gap))
-            return 0;
-    return 1;
+    void *copy;
+    ep_tensor host = on_host(tensor, whole(tensor), &copy);
+    size_t size = ep_dtype_size(host.dtype);
+    size_t gap = (size_t)(host.stride[0] - host.shape[1]) * size;
+    int intact = 1;
+    for (int64_t i = 0; i < host.shape[0]; i++)
+        intact &= all_poison(at(&host, i, 0) + (size_t)host.shape[1] * size, gap);
+    free(copy);
+    return intact;
 }
 
 int tensor_untouched(const ep_tensor *tensor)
 {
-    return all_poison(tensor->data, (size_t)(tensor->shape[0] * tensor->stride[0]) *
-                                        ep_dtype_size(tensor->dtype));
+    void *copy;
+    ep_tensor host = on_host(tensor, whole(tensor), &copy);
+    int untouched = all_poison(host.data, whole(&host));
+    free(copy);
+    return untouched;
 }
 
 static int shape_differs(const char *name, const ep_tensor *got, ep_dtype dtype, int64_t rows,
@@ -135,11 +282,9 @@ static uint64_t code(ep_dtype dtype, const void *element)
     return value;
 }
 
-int tensor_differs(const char *name, const ep_tensor *got, ep_dtype dtype, int64_t rows,
-                   int64_t columns, const void *want, const struct ref_row *row)
+static int elements_differ(const char *name, const ep_tensor *got, ep_dtype dtype, int64_t rows,
+                           int64_t columns, const void *want, const struct ref_row *row)
 {
-    if (shape_differs(name, got, dtype, rows, columns))
-        return 1;
     size_t size = ep_dtype_size(dtype);
     int64_t width = columns < 0 ? 1 : columns;
     for (int64_t i = 0; i < rows; i++) {
@@ -160,6 +305,18 @@ int tensor_differs(const char *name, const ep_tensor *got, ep_dtype dtype, int64
         }
     }
     return 0;
+}
+
+int tensor_differs(const char *name, const ep_tensor *got, ep_dtype dtype, int64_t rows,
+                   int64_t columns, const void *want, const struct ref_row *row)
+{
+    void *copy;
+    if (shape_differs(name, got, dtype, rows, columns))
+        return 1;
+    ep_tensor host = on_host(got, extent(got), &copy);
+    int differs = elements_differ(name, &host, dtype, rows, columns, want, row);
+    free(copy);
+    return differs;
 }
 
 int tensor_ids_differ(const char *name, const ep_tensor *got, ep_dtype dtype, int64_t rows,

@@ -3,11 +3,31 @@
 #ifndef EP_TEST_TENSORS_H
 #define EP_TEST_TENSORS_H
 
+#include "entrepot/device.h"
 #include "entrepot/tensor.h"
 #include "support/reference.h"
 
 /* calloc that ends the test rather than fail, and also serves n = 0. */
 void *test_zeros(int64_t n, size_t size);
+
+/*
+ * Where this thread's tensors are: host memory, until a rank chooses a device.
+ * The device is that of EP_TEST_DEVICE ("cuda"), and the choice is undone by
+ * test_device_leave. Comparisons below read device memory for themselves.
+ */
+struct test_device {
+    ep_device_type type;
+    int index;
+    void *stream;
+};
+extern _Thread_local struct test_device test_device;
+int test_device_wanted(void);
+ep_status test_device_enter(void);
+void test_device_leave(void);
+void *test_memory_new(size_t bytes);
+void test_memory_free(void *memory);
+/* Copies `bytes` of host memory to memory of the test's device. */
+void test_memory_write(void *to, const void *from, size_t bytes);
 
 /*
  * A tensor of its own memory: `gap` elements lie between one row and the next,

@@ -21,7 +21,7 @@ struct batch {
     const ep_buffer_config *config;
 };
 
-static int run_rank(ep_group *group, void *argument)
+static int run_batch(ep_group *group, void *argument)
 {
     const struct batch *batch = argument;
     ep_buffer *buffer = NULL;
@@ -38,6 +38,14 @@ static int run_rank(ep_group *group, void *argument)
         failed = scenario_run(batch->data[i], buffer, batch->calls);
     }
     ep_buffer_destroy(buffer);
+    return failed;
+}
+
+static int run_rank(ep_group *group, void *batch)
+{
+    TEST_OK(test_device_enter());
+    int failed = run_batch(group, batch);
+    test_device_leave();
     return failed;
 }
 
@@ -64,6 +72,9 @@ int world_run_with(const char *transport, const ep_buffer_config *config,
     struct scenario_data **data = test_zeros(count, sizeof(void *));
     for (int i = 0; i < count; i++)
         data[i] = scenario_build(&list[i]);
+    /* A process that has used a CUDA device can't fork ranks that do: one transport a program. */
+    if (!transport && test_device_wanted())
+        transport = getenv("EP_TEST_TRANSPORT") ? getenv("EP_TEST_TRANSPORT") : "shm";
     if (transport)
         failed = run_over(transport, config, data, count, calls);
     for (const char *const *each = world_transports; !transport && *each; each++)

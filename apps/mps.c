@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT */
+#include "gpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static char folder[64];
+static pid_t owner; /* forked ranks inherit atexit, and must not end the daemon */
+
+/* Runs the control program with `input` as its standard input; its exit code. */
+static int control(const char *argument, const char *input)
+{
+    int ends[2];
+    if (pipe(ends))
+        return -1;
+    pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[0], STDIN_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        execlp("nvidia-cuda-mps-control", "nvidia-cuda-mps-control", argument, (char *)NULL);
+        _exit(127);
+    }
+    close(ends[0]);
+    if (child > 0 && write(ends[1], input, strlen(input)) < 0)
+        perror("entrepot: nvidia-cuda-mps-control");
+    close(ends[1]);
+    int status;
+    if (child < 0 || waitpid(child, &status, 0) != child)
+        return -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void remove_folder(void)
+{
+    pid_t child = fork();
+    if (child == 0) {
+        execlp("rm", "rm", "-rf", "--", folder, (char *)NULL);
+        _exit(127);
+    }
+    if (child > 0)
+        waitpid(child, NULL, 0);
+}
+
+bool mps_start(const char *command)
+{
+    snprintf(folder, sizeof folder, "/tmp/entrepot-mps.XXXXXX");
+    if (!mkdtemp(folder)) {
+        fprintf(stderr, "%s: --mps: no folder for the daemon in /tmp\n", command);
+        folder[0] = 0;
+        return false;
+    }
+    setenv("CUDA_MPS_PIPE_DIRECTORY", folder, 1);
+    setenv("CUDA_MPS_LOG_DIRECTORY", folder, 1);
+    int code = control("-d", "");
+    if (code != 0) {
+        fprintf(stderr, "%s: --mps: nvidia-cuda-mps-control -d ended with %d%s\n", command, code,
+                code == 127 ? " (not found)" : "");
+        remove_folder();
+        folder[0] = 0;
+        return false;
+    }
+    owner = getpid();
+    atexit(mps_stop);
+    return true;
+}
+
+void mps_stop(void)
+{
+    if (!folder[0] || owner != getpid())
+        return;
+    control(NULL, "quit\n");
+    remove_folder();
+    folder[0] = 0;
+}

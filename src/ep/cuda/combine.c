@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT */
+/* Combine on the device, and the backward of dispatch, which is one. */
+#include "ep/cuda/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool given(const ep_tensor *tensor)
+{
+    return tensor->ndim != 0 || tensor->data != NULL;
+}
+
+/* Where the flight keeps a block until the call is done. */
+static void hold_block(epc_flight *flight, epc_block *block)
+{
+    for (int i = 0; i < 4; i++)
+        if (!flight->blocks[i]) {
+            flight->blocks[i] = block;
+            return;
+        }
+}
+
+static ep_status stage(epc_flight *flight, const ep_tensor *tensor, int64_t rows, size_t row_bytes,
+                       epc_block **block)
+{
+    size_t element = ep_dtype_size(tensor->dtype);
+    *block = epc_take_shared_waiting(flight, (size_t)rows * row_bytes);
+    if (!*block)
+        return epi_fail(EP_ERR_CAPACITY,
+                        "%s: the window has no %zu bytes in one piece for a copy of rows in memory "
+                        "that peers can't "
+                        "reach; create the buffer with a larger window_bytes, or place them with "
+                        "ep_buffer_alloc",
+                        flight->call, (size_t)rows * row_bytes);
+    hold_block(flight, *block);
+    return epi_gpu_copy_rows((*block)->memory, row_bytes, tensor->data,
+                             (size_t)tensor->stride[0] * element, row_bytes, (size_t)rows,
+                             flight->stream);
+}
+
+ep_status epc_expose(epc_buffer *b, epc_flight *flight, const ep_tensor *tensor, int64_t rows,
+                     int *place, int64_t *offset, size_t *stride)
+{
+    size_t element = ep_dtype_size(tensor->dtype), row_bytes = (size_t)tensor->shape[1] * element;
+    size_t bytes = rows ? (size_t)(rows - 1) * (size_t)tensor->stride[0] * element + row_bytes : 0;
+    *stride = (size_t)tensor->stride[0] * element;
+    *place = 0;
+    *offset = 0;
+    if (bytes == 0 || epc_locate(b, tensor->data, bytes, place, offset) ||
+        epc_export(b, tensor->data, bytes, place, offset))
+        return EP_OK;
+    epc_block *block;
+    EPI_TRY(stage(flight, tensor, rows, row_bytes, &block));
+    *stride = row_bytes;
+    epc_locate(b, block->memory, block->bytes, place, offset);
+    return EP_OK;
+}
+
+/* Pieces of rows that the ring's threads can add up, 16 bytes each. */
+size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, int32_t *bulk,
+                     int32_t *pieces, int32_t *piece_bytes, int32_t *slots)
+{
+    int64_t row = hidden * (int64_t)ep_dtype_size(dtype), most = 16 * (EPC_THREADS - 32);
+    *bulk = b->bulk && row % 16 == 0;
+    if (!*bulk)
+        return 0;
+    int64_t parts = (row + most - 1) / most, piece = ((row + parts - 1) / parts + 127) / 128 * 128;
+    int64_t room = ((int64_t)b->gpu.max_shared - 12 * 1024) / piece;
+    *pieces = (int32_t)((row + piece - 1) / piece);
+    *piece_bytes = (int32_t)piece;
+    *slots = (int32_t)(room < 64 ? room : 64);
+    return (size_t)*slots * (size_t)piece;
+}
+
+static void describe(const epc_combine_call_args *args, epc_combine_params *p)
+{
+    const ep_handle *handle = args->handle;
+    const epc_handle *device = handle->device;
+    p->dtype = (int32_t)args->y.dtype;
+    p->hidden = (int32_t)args->y.shape[1];
+    p->num_tokens = (int32_t)handle->num_tokens;
+    p->topk = p->width = handle->topk;
+    p->entries = device->entries;
+    p->by_expert = handle->layout == EP_ROWS_BY_EXPERT;
+    if (args->weighted) {
+        p->weights = given(&args->topk_weights) ? args->topk_weights.data : device->weights;
+        p->weight_stride = given(&args->topk_weights) ? args->topk_weights.stride[0] : handle->topk;
+    }
+    size_t element = ep_dtype_size(args->y.dtype);
+    for (int i = 0; i < 2; i++) {
+        p->bias[i] = args->bias[i].data;
+        p->bias_stride[i] = args->bias[i].stride[0] * (int64_t)element;
+    }
+    p->out = args->out.data;
+    p->out_stride = args->out.stride[0] * (int64_t)element;
+    if (given(&args->out_weights)) {
+        p->out_weights = args->out_weights.data;
+        p->out_weight_stride = args->out_weights.stride[0];
+    }
+    if (given(&args->dot)) {
+        p->dot = args->dot.data;
+        p->dot_stride = args->dot.stride[0] * (int64_t)element;
+    }
+}
+
+static void agree(const epc_buffer *b, const epc_combine_call_args *args, epc_combine_params *p)
+{
+    const ep_handle *handle = args->handle;
+    uint32_t *f = p->field;
+    f[EPC_F_OP] = EPC_OP_COMBINE;
+    f[EPC_F_HIDDEN] = (uint32_t)p->hidden;
+    f[EPC_F_DTYPE] = (uint32_t)p->dtype;
+    f[EPC_F_TOPK] = (uint32_t)handle->topk;
+    f[EPC_F_EXPERTS] = (uint32_t)handle->num_experts;
+    f[EPC_F_LAYOUT] = (uint32_t)p->by_expert;
+    f[EPC_F_WEIGHTS] = given(&args->row_weights);
+    f[EPC_F_HANDLE] = ((const epc_handle *)handle->device)->serial;
+    f[EPC_F_MASK] = epc_mask_word(b);
+}
+
+static ep_status launch(epc_buffer *b, epc_flight *flight, const epc_combine_call_args *args)
+{
+    epc_combine_params p;
+    int blocks;
+    size_t shared, stride = 0;
+    memset(&p, 0, sizeof p);
+    EPI_TRY(epc_choose_blocks(b, args->call, args->num_sms, &blocks));
+    describe(args, &p);
+    agree(b, args, &p);
+    shared =
+        epc_plan_ring(b, p.hidden, args->y.dtype, &p.bulk, &p.pieces, &p.piece_bytes, &p.slots);
+    EPI_TRY(epc_expose(b, flight, &args->y, args->y.shape[0], &p.place, &p.offset, &stride));
+    if (stride > UINT32_MAX)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: y.stride[0] is %zu bytes; on CUDA it must be at most 4294967295",
+                        args->call, stride);
+    p.stride = (uint32_t)stride;
+    if (given(&args->row_weights)) {
+        EPI_TRY(epc_expose(b, flight, &args->row_weights, args->row_weights.shape[0], &p.place2,
+                           &p.offset2, &stride));
+        p.stride2 = (uint32_t)(stride / sizeof(float));
+    }
+    epc_fill_comm(b, &p.comm);
+    p.serial = flight->serial;
+    p.report = flight->report;
+    p.timeout_ns = b->buffer->group->timeout_ms * 1000000;
+    return epi_gpu_check(epc_combine_launch(&p, blocks, shared, flight->stream),
+                         "cudaLaunchKernel");
+}
+
+ep_status epc_combine_run(ep_buffer *buffer, const epc_combine_call_args *args, ep_event **event)
+{
+    epc_buffer *b = epc_of(buffer);
+    epc_flight *flight;
+    ep_status status = epc_begin(b, args->call, args->stream, args->previous, &flight);
+    if (status != EP_OK)
+        return epc_reject(buffer, args->call, status);
+    status = launch(b, flight, args);
+    if (status != EP_OK) {
+        epc_cancel(flight);
+        return epc_reject(buffer, args->call, status);
+    }
+    flight->handle = args->handle;
+    atomic_fetch_add(&flight->handle->holders, 1);
+    return epc_launched(flight, event);
+}
+
+ep_status epc_combine_call(ep_buffer *buffer, const ep_combine_args *args, ep_event **event)
+{
+    bool by_expert = args->handle->layout == EP_ROWS_BY_EXPERT;
+    epc_combine_call_args run = {.call = "ep_combine",
+                                 .y = args->y,
+                                 .bias = {args->bias[0], args->bias[1]},
+                                 .out = args->out,
+                                 .out_weights = args->out_weights,
+                                 .weighted = by_expert,
+                                 .handle = args->handle,
+                                 .previous = args->previous,
+                                 .stream = args->stream,
+                                 .num_sms = args->num_sms};
+    if (by_expert)
+        run.topk_weights = args->topk_weights;
+    else
+        run.row_weights = args->topk_weights;
+    return epc_combine_run(buffer, &run, event);
+}
+
+ep_status epc_dispatch_backward_call(ep_buffer *buffer, const ep_dispatch_backward_args *args,
+                                     ep_event **event)
+{
+    epc_combine_call_args run = {.call = "ep_dispatch_backward",
+                                 .y = args->grad_recv_x,
+                                 .out = args->grad_x,
+                                 .row_weights = args->grad_recv_weights,
+                                 .out_weights = args->grad_topk_weights,
+                                 .handle = args->handle,
+                                 .previous = args->previous,
+                                 .stream = args->stream,
+                                 .num_sms = args->num_sms};
+    return epc_combine_run(buffer, &run, event);
+}

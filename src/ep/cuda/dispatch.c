@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: MIT */
+/* Dispatch on the device: one kernel, then the result as the caller gets it. */
+#include "ep/cuda/internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A result's memory. */
+typedef struct owner {
+    epc_buffer *b;
+    epc_block *block; /* of the window; NULL: the allocator's */
+    epc_handle *handle;
+    ep_allocator allocator;
+    void *memory;
+} owner;
+
+static bool given(const ep_tensor *tensor)
+{
+    return tensor->ndim != 0 || tensor->data != NULL;
+}
+
+/* ---------------------------------------------------------------- parameters */
+
+static void describe_x(epc_dispatch *d, const ep_tensor *x, const ep_tensor *scales)
+{
+    epc_dispatch_params *p = &d->params;
+    size_t element = d->wire_dtype == EP_E4M3 && x->dtype == EP_E4M3 ? 1
+                     : x->dtype == EP_F32                            ? 4
+                                                                     : 2;
+    bool quantise = d->wire_dtype == EP_E4M3 && x->dtype != EP_E4M3;
+    int per = d->scale == EP_SCALE_UE8M0 ? 512 : 128;
+    p->x = x->data;
+    p->x_stride = x->stride[0] * (int64_t)element;
+    p->num_tokens = (int32_t)x->shape[0];
+    p->hidden = (int32_t)x->shape[1];
+    p->dtype = (int32_t)x->dtype;
+    p->quantise = quantise;
+    p->scale_kind = (int32_t)d->scale;
+    p->shape.row_bytes = d->wire_dtype == EP_E4M3 ? p->hidden : p->hidden * (int64_t)element;
+    p->scale_count = d->wire_dtype == EP_E4M3 ? (p->hidden + per - 1) / per : 0;
+    p->shape.scale_bytes = 4 * p->scale_count;
+    if (given(scales)) {
+        p->scales = scales->data;
+        p->scale_row = scales->stride[0];
+        p->scale_column = scales->stride[1];
+    }
+    uint64_t bits = (uint64_t)(uintptr_t)p->x | (uint64_t)p->x_stride |
+                    (uint64_t)(p->hidden * (int64_t)element) | (uint64_t)p->shape.row_bytes;
+    p->bulk = d->flight->owner->bulk && bits % 16 == 0 && !d->weighted;
+}
+
+static void describe_routing(epc_dispatch *d, const ep_dispatch_args *args, const epc_table *table)
+{
+    epc_dispatch_params *p = &d->params;
+    const ep_handle *handle = d->handle;
+    p->by_expert = handle->layout == EP_ROWS_BY_EXPERT;
+    p->topk = p->width = handle->topk;
+    p->num_experts = (int32_t)handle->num_experts;
+    p->num_local = handle->num_local;
+    p->alignment = handle->alignment;
+    p->worst = args->num_worst_tokens;
+    if (d->cached)
+        return;
+    p->expert_rank = table->rank;
+    p->expert_local = table->local;
+    p->expert_order = table->order;
+    p->ids = args->topk_idx.data;
+    p->id_stride = args->topk_idx.stride[0];
+    p->id_bytes = args->topk_idx.dtype == EP_I64 ? 8 : 4;
+    p->shape.id_bytes = p->id_bytes * (p->by_expert ? 1 : p->topk);
+    if (given(&args->topk_weights)) {
+        p->weights = args->topk_weights.data;
+        p->weight_stride = args->topk_weights.stride[0];
+        p->shape.weight_bytes = 4 * (p->by_expert ? 1 : p->topk);
+    }
+}
+
+static void describe_agreement(epc_dispatch *d)
+{
+    epc_dispatch_params *p = &d->params;
+    const epc_handle *handle = d->handle->device;
+    uint32_t *f = p->field;
+    f[EPC_F_OP] = d->cached ? EPC_OP_CACHED : EPC_OP_DISPATCH;
+    f[EPC_F_HIDDEN] = (uint32_t)p->hidden;
+    f[EPC_F_DTYPE] = d->wire_dtype == EP_E4M3 ? EP_E4M3 : (uint32_t)p->dtype;
+    f[EPC_F_WIRE] = (uint32_t)d->wire_dtype;
+    f[EPC_F_SCALE] = d->wire_dtype == EP_E4M3 ? (uint32_t)d->scale : 0;
+    f[EPC_F_TOPK] = (uint32_t)p->topk;
+    f[EPC_F_EXPERTS] = (uint32_t)p->num_experts;
+    f[EPC_F_TABLE] = handle->table;
+    f[EPC_F_LAYOUT] = (uint32_t)p->by_expert;
+    f[EPC_F_ALIGNMENT] = p->by_expert ? (uint32_t)p->alignment : 0;
+    f[EPC_F_ID_BYTES] = d->cached ? 0 : (uint32_t)p->id_bytes;
+    f[EPC_F_WEIGHTS] = p->weights != NULL;
+    f[EPC_F_HANDLE] = d->cached ? handle->serial : 0;
+    f[EPC_F_MASK] = epc_mask_word(d->flight->owner);
+}
+
+/* ---------------------------------------------------------------- the region */
+
+static int64_t known_rows(const epc_dispatch *d)
+{
+    return d->cached ? d->handle->rows : d->params.worst ? d->params.worst : -1;
+}
+
+/* Exactly what is needed where that is known, else the largest piece there is. */
+static ep_status offer_region(epc_dispatch *d)
+{
+    epc_buffer *b = d->flight->owner;
+    int64_t rows = known_rows(d);
+    if (rows >= 0) {
+        size_t bytes = (size_t)epc_region_of(&d->params.shape, rows).end;
+        d->region = epc_take_shared_waiting(d->flight, bytes);
+        /* Without room the call goes on: all ranks must learn of it together. */
+    } else
+        d->region = epc_take_largest(b);
+    d->params.place = d->region ? d->region->segment : 0;
+    d->params.offset = d->region ? d->region->memory - b->segments[d->region->segment].memory : 0;
+    d->params.bytes = d->region ? (int64_t)d->region->bytes : 0;
+    d->params.region = d->region ? d->region->memory : NULL;
+    return EP_OK;
+}
+
+static ep_status launch(epc_dispatch *d)
+{
+    epc_flight *flight = d->flight;
+    d->params.serial = flight->serial;
+    d->params.report = flight->report;
+    d->params.timeout_ns = flight->owner->buffer->group->timeout_ms * 1000000;
+    return epi_gpu_check(epc_dispatch_launch(&d->params, d->blocks, d->shared, flight->stream),
+                         "cudaLaunchKernel");
+}
+
+/* ---------------------------------------------------------------- results */
+
+static ep_tensor on_device(const epc_buffer *b, void *data, ep_dtype dtype, int64_t rows,
+                           int64_t columns)
+{
+    ep_tensor tensor =
+        columns < 0 ? ep_tensor_1d(data, dtype, rows) : ep_tensor_2d(data, dtype, rows, columns);
+    tensor.device = EP_DEVICE_CUDA;
+    tensor.device_index = b->device;
+    return tensor;
+}
+
+static void describe_result(const epc_dispatch *d, uint8_t *base, ep_recv *recv)
+{
+    const epc_buffer *b = d->flight->owner;
+    const ep_handle *handle = d->handle;
+    const epc_handle *device = handle->device;
+    const epc_dispatch_params *p = &d->params;
+    int64_t rows = handle->rows;
+    epc_region at = epc_region_of(&p->shape, rows);
+    recv->x = on_device(b, base + at.x, d->wire_dtype, rows, p->hidden);
+    if (p->scale_count)
+        recv->scales =
+            on_device(b, base + at.scales, d->scale == EP_SCALE_UE8M0 ? EP_UE8M0X4 : EP_F32, rows,
+                      p->scale_count);
+    recv->num_rows = handle->num_rows;
+    if (d->weighted)
+        return;
+    recv->source_token = on_device(b, base, EP_I32, rows, -1);
+    if (p->by_expert)
+        recv->expert_offset =
+            on_device(b, device->expert_offset, EP_I32, handle->num_local + 1, -1);
+    else
+        recv->source_offset =
+            on_device(b, device->source_offset, EP_I32, handle->num_ranks + 1, -1);
+    if (d->cached)
+        return;
+    recv->topk_idx = on_device(b, base + at.ids, d->topk_dtype, rows, p->by_expert ? 1 : p->topk);
+    if (p->weights)
+        recv->topk_weights =
+            on_device(b, base + at.weights, EP_F32, rows, p->by_expert ? 1 : p->topk);
+    recv->tokens_per_expert = on_device(b, device->expert_tokens, EP_I32, handle->num_local, -1);
+    recv->host_tokens_per_expert = device->host_tokens;
+}
+
+/* Copies the result out of the window, behind the kernel. */
+static ep_status copy_out(epc_dispatch *d, owner *own)
+{
+    size_t bytes = (size_t)epc_region_of(&d->params.shape, d->handle->rows).end;
+    own->allocator = d->allocator;
+    own->memory = d->allocator.alloc(d->allocator.context, bytes ? bytes : 1);
+    if (!own->memory)
+        return epi_fail(EP_ERR_MEMORY, "%s: allocator->alloc returned NULL for %zu bytes",
+                        d->flight->call, bytes);
+    ep_status status =
+        epi_gpu_copy(own->memory, d->region ? d->region->memory : NULL, bytes, d->flight->stream);
+    if (status == EP_OK && d->flight->slot < EPC_MAX_FLIGHTS) {
+        /* whoever waits for the call waits for the copy too */
+        status = epi_gpu_event_record(d->flight->done, d->flight->stream);
+        if (status == EP_OK)
+            status = epi_gpu_event_record(d->flight->owner->last_done, d->flight->stream);
+    }
+    return status;
+}
+
+/* The region as two blocks: source tokens, which stay with the handle, and the rest. */
+static void divide_region(epc_dispatch *d, epc_handle *device, owner *own)
+{
+    epc_buffer *b = d->flight->owner;
+    epc_region at = epc_region_of(&d->params.shape, d->handle->rows);
+    if (!d->region)
+        return;
+    epc_trim(b, d->region, (size_t)at.end);
+    if (d->cached) {
+        own->block = d->region;
+    } else {
+        own->block = epc_split(b, d->region, (size_t)at.x);
+        device->sources = d->region;
+    }
+    d->region = NULL;
+}
+
+static ep_status publish(epc_dispatch *d)
+{
+    epc_handle *device = d->handle->device;
+    owner *own = calloc(1, sizeof *own);
+    if (!own)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->flight->call);
+    uint8_t *base = d->region ? d->region->memory : NULL;
+    own->b = d->flight->owner;
+    ep_status status = d->has_allocator ? copy_out(d, own) : EP_OK;
+    if (status != EP_OK) {
+        if (own->memory)
+            own->allocator.free(own->allocator.context, own->memory);
+        free(own);
+        return status;
+    }
+    if (own->memory)
+        base = own->memory;
+    divide_region(d, device, own);
+    if (own->memory &&
+        own->block) { /* the copy is in stream order; the window's part is free behind it */
+        d->flight->blocks[1] = own->block;
+        own->block = NULL;
+    }
+    own->handle = device;
+    atomic_fetch_add(&device->holders, 1);
+    atomic_fetch_add(&d->flight->owner->buffer->num_objects, 1);
+    ep_recv recv = EP_RECV_INIT;
+    describe_result(d, base, &recv);
+    recv.owner = own;
+    if (!d->cached) {
+        recv.handle = d->handle;
+        atomic_fetch_add(&d->handle->holders, 1);
+    }
+    recv.size = d->recv->size;
+    memcpy(d->recv, &recv, recv.size < sizeof recv ? recv.size : sizeof recv);
+    return EP_OK;
+}
+
+void epc_recv_release(void *memory)
+{
+    owner *own = memory;
+    if (own->memory)
+        own->allocator.free(own->allocator.context, own->memory);
+    epc_give(own->b, own->block);
+    epc_handle_drop(own->handle);
+    atomic_fetch_sub(&own->b->buffer->num_objects, 1);
+    free(own);
+}
+
+/* ---------------------------------------------------------------- counts */
+
+/* Rows and counts as the kernel reported them. */
+static ep_status read_counts(epc_dispatch *d)
+{
+    ep_handle *handle = d->handle;
+    epc_handle *device = handle->device;
+    epc_report *report = d->flight->report;
+    size_t ranks = (size_t)d->flight->owner->num_ranks, local = (size_t)handle->num_local;
+    handle->rows = report->rows;
+    handle->num_rows = report->num_rows;
+    handle->rows_between = malloc(ranks * ranks * sizeof(int32_t));
+    device->host_tokens = malloc((local + 1) * sizeof(int32_t));
+    if (!handle->rows_between || !device->host_tokens)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->flight->call);
+    memcpy(handle->rows_between, epc_report_matrix(report), ranks * ranks * sizeof(int32_t));
+    memcpy(device->host_tokens, epc_report_experts(report, (int)ranks), local * sizeof(int32_t));
+    return EP_OK;
+}
+
+/* The kernel ended because some rank's rows had no room: all ranks know, and all come here. */
+static ep_status make_room(epc_dispatch *d)
+{
+    epc_flight *flight = d->flight;
+    epc_buffer *b = flight->owner;
+    EPI_TRY(epc_await_end(flight));
+    size_t bytes = (size_t)epc_region_of(&d->params.shape, flight->report->rows).end;
+    epc_block *old = d->region;
+    d->region = NULL;
+    epc_give(b, old);
+    bool enough = (int64_t)bytes <= d->params.bytes;
+    EPI_TRY(epc_grow(b, flight->call, enough ? 0 : bytes));
+    if (++b->serial == 0)
+        ++b->serial;
+    flight->serial = b->serial;
+    EPI_TRY(offer_region(d));
+    EPI_TRY(launch(d));
+    EPI_TRY(epi_gpu_event_record(flight->done, flight->stream));
+    return epi_gpu_event_record(b->last_done, flight->stream);
+}
+
+static bool lacks_room(const epc_flight *flight)
+{
+    return epc_counts_are_in(flight) && !flight->report->fits && flight->report->detail[3] == 0;
+}
+
+/* Waits until the rows of a launched dispatch are known, and fills the result. EP_OK also when the
+   kernel failed: its report says how. */
+static ep_status learn_rows(epc_dispatch *d)
+{
+    epc_flight *flight = d->flight;
+    for (int tries = 0; epc_await_counts(flight); tries++) {
+        if (flight->report->fits) {
+            EPI_TRY(read_counts(d));
+            return publish(d);
+        }
+        EPI_TRY(epc_await_end(flight));
+        if (!lacks_room(flight) || tries == 2)
+            break;
+        EPI_TRY(make_room(d));
+    }
+    return EP_OK;
+}
+
+static void free_dispatch(epc_dispatch *d)
+{
+    if (!d)
+        return;
+    epc_give(d->flight->owner, d->region);
+    epc_core.handle_release(d->handle);
+    free(d);
+}
+
+ep_status epc_resolve(epc_flight *flight)
+{
+    epc_dispatch *d = flight->unresolved;
+    ep_status status = learn_rows(d);
+    flight->unresolved = NULL;
+    if (status != EP_OK && flight->status == EP_OK) {
+        flight->status = status;
+        snprintf(flight->message, sizeof flight->message, "%s", ep_last_error());
+    }
+    /* Late writers may still know the region of a call that failed: it comes free with the flight.
+     */
+    flight->blocks[0] = d->region;
+    d->region = NULL;
+    free_dispatch(d);
+    return flight->status == EP_OK ? EP_OK : epc_outcome(flight);
+}
+
+/* ---------------------------------------------------------------- calls */
+
+static ep_handle *new_handle(epc_buffer *b, const ep_dispatch_args *args, const epc_table *table)
+{
+    ep_handle *handle = epc_core.handle_new(b->buffer);
+    if (!handle)
+        return NULL;
+    handle->num_tokens = args->x.shape[0];
+    handle->topk = (int)args->topk_idx.shape[1];
+    handle->num_local = table->num_local;
+    handle->num_experts = args->num_experts;
+    handle->hidden = args->x.shape[1];
+    handle->layout = args->layout;
+    handle->alignment = args->expert_alignment;
+    handle->topk_dtype = args->topk_idx.dtype;
+    handle->rows = args->num_worst_tokens;
+    handle->num_rows = -1; /* until the counts are in */
+    return handle;
+}
+
+static ep_status prepare_handle(epc_dispatch *d, const ep_dispatch_args *args,
+                                const epc_table *table)
+{
+    epc_buffer *b = d->flight->owner;
+    epc_handle *device = NULL;
+    if (d->cached) {
+        d->handle = args->handle;
+        atomic_fetch_add(&d->handle->holders, 1);
+        return EP_OK;
+    }
+    d->handle = new_handle(b, args, table);
+    if (!d->handle)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->flight->call);
+    bool weights = args->layout == EP_ROWS_BY_EXPERT && given(&args->topk_weights);
+    EPI_TRY(epc_handle_new(b, d->handle, weights, &device));
+    d->handle->device = device;
+    device->serial = b->serial;
+    device->table = (uint32_t)((uint64_t)table->sum ^ (uint64_t)table->sum >> 32);
+    if (!weights)
+        return EP_OK;
+    const ep_tensor *w = &args->topk_weights;
+    return epi_gpu_copy_rows(device->weights, (size_t)w->shape[1] * 4, w->data,
+                             (size_t)w->stride[0] * 4, (size_t)w->shape[1] * 4, (size_t)w->shape[0],
+                             d->flight->stream);
+}
+
+static void point_at_handle(epc_dispatch *d)
+{
+    epc_dispatch_params *p = &d->params;
+    const epc_handle *device = d->handle->device;
+    p->entries = device->entries;
+    p->rows_at = device->rows_at;
+    p->matrix = device->matrix;
+    p->source_offset = device->source_offset;
+    p->expert_offset = device->expert_offset;
+    p->expert_tokens = device->expert_tokens;
+    p->expert_filled = device->expert_filled;
+}
+
+static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
+{
+    epc_buffer *b = d->flight->owner;
+    epc_table *table = NULL;
+    EPI_TRY(epc_choose_blocks(b, d->flight->call, args->num_sms, &d->blocks));
+    if (!d->cached) {
+        if (args->topk_idx.shape[1] > EPC_MAX_TOPK)
+            return epi_fail(EP_ERR_UNSUPPORTED,
+                            "%s: topk_idx.shape[1] (top-k) is %lld; on CUDA it must be at most %d",
+                            d->flight->call, (long long)args->topk_idx.shape[1], EPC_MAX_TOPK);
+        EPI_TRY(epc_find_table(b, d->flight->call, args->num_experts, args->expert_rank, &table));
+    }
+    EPI_TRY(prepare_handle(d, args, table));
+    describe_x(d, &args->x, &args->scales);
+    describe_routing(d, args, table);
+    point_at_handle(d);
+    describe_agreement(d);
+    epc_plan_units(&d->params);
+    EPI_TRY(epc_plan_block(b, d));
+    EPI_TRY(epc_plan_scratch(b, d));
+    epc_fill_comm(b, &d->params.comm);
+    d->params.cached = d->cached;
+    d->params.verify = b->buffer->config.verify;
+    return offer_region(d);
+}
+
+/* Worst-case and cached modes: all is known, nothing is waited for. */
+static ep_status complete_known(epc_dispatch *d, ep_event **event)
+{
+    epc_flight *flight = d->flight;
+    atomic_fetch_add(&d->handle->holders, 1);
+    flight->handle = d->handle;
+    ep_status status = publish(d);
+    flight->blocks[0] = d->region; /* the kernel writes there, whatever failed */
+    d->region = NULL;
+    free_dispatch(d);
+    ep_status launched = epc_launched(flight, event);
+    return status != EP_OK ? status : launched;
+}
+
+static ep_status submit(epc_dispatch *d, ep_event **event)
+{
+    epc_flight *flight = d->flight;
+    if (known_rows(d) >= 0)
+        return complete_known(d, event);
+    if (flight->slot >= EPC_MAX_FLIGHTS) {
+        free_dispatch(d);
+        epc_cancel(flight);
+        return epi_fail(
+            EP_ERR_STATE,
+            "ep_dispatch: the stream is being captured; only calls with num_worst_tokens "
+            "or handle can be, others wait for counts");
+    }
+    flight->unresolved = d;
+    flight->claimed = event == NULL; /* this call itself reports how it goes, as far as it waits */
+    EPI_TRY(epc_launched(flight, event));
+    if (event)
+        return EP_OK;
+    ep_status status = epc_resolve(flight);
+    if (status != EP_OK || !epc_counts_are_in(flight) || !flight->report->fits)
+        return epc_end(flight);
+    flight->claimed = false; /* what fails from now on, the next call reports */
+    return EP_OK;
+}
+
+static ep_status start(ep_buffer *buffer, const char *call, const ep_dispatch_args *args,
+                       ep_recv *recv, bool weighted, epc_dispatch **out)
+{
+    epc_flight *flight;
+    EPI_TRY(epc_begin(epc_of(buffer), call, args->stream, args->previous, &flight));
+    epc_dispatch *d = calloc(1, sizeof *d);
+    if (!d) {
+        epc_cancel(flight);
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
+    }
+    d->flight = flight;
+    d->recv = recv;
+    d->cached = args->handle != NULL;
+    d->weighted = weighted;
+    d->wire_dtype = args->wire == EP_WIRE_FP8 ? EP_E4M3 : args->x.dtype;
+    d->topk_dtype = args->topk_idx.dtype;
+    d->scale = args->x.dtype != EP_E4M3           ? args->scale
+               : args->scales.dtype == EP_UE8M0X4 ? EP_SCALE_UE8M0
+                                                  : EP_SCALE_F32;
+    if (args->allocator) {
+        d->has_allocator = true;
+        d->allocator = *args->allocator;
+    }
+    *out = d;
+    return EP_OK;
+}
+
+/* Nothing was launched: frees everything and takes part in the collective by refusing it. */
+static ep_status refuse(epc_dispatch *d, ep_status status)
+{
+    epc_flight *flight = d->flight;
+    ep_buffer *buffer = flight->owner->buffer;
+    const char *call = flight->call;
+    free_dispatch(d);
+    epc_cancel(flight);
+    return epc_reject(buffer, call, status);
+}
+
+ep_status epc_dispatch_call(ep_buffer *buffer, const ep_dispatch_args *args, ep_recv *recv,
+                            ep_event **event)
+{
+    epc_dispatch *d;
+    ep_status status = start(buffer, "ep_dispatch", args, recv, false, &d);
+    if (status != EP_OK)
+        return epc_reject(buffer, "ep_dispatch", status);
+    status = prepare(d, args);
+    if (status == EP_OK)
+        status = launch(d);
+    return status == EP_OK ? submit(d, event) : refuse(d, status);
+}
+
+ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward_args *args,
+                                    ep_recv *recv, ep_event **event)
+{
+    const char *call = "ep_combine_backward";
+    ep_dispatch_args forward = EP_DISPATCH_ARGS_INIT;
+    const epc_handle *device = args->handle->device;
+    bool by_expert = args->handle->layout == EP_ROWS_BY_EXPERT;
+    epc_dispatch *d;
+    if (given(&args->grad_topk_weights)) { /* dot products first: a call of its own */
+        epc_combine_call_args dots = {.call = call,
+                                      .y = args->y,
+                                      .dot = args->grad_out,
+                                      .out_weights = args->grad_topk_weights,
+                                      .handle = args->handle,
+                                      .previous = args->previous,
+                                      .stream = args->stream,
+                                      .num_sms = args->num_sms};
+        EPI_TRY(epc_combine_run(buffer, &dots, NULL));
+    }
+    forward.x = args->grad_out;
+    forward.handle = args->handle;
+    forward.allocator = args->allocator;
+    forward.previous = args->previous;
+    forward.stream = args->stream;
+    forward.num_sms = args->num_sms;
+    ep_status status = start(buffer, call, &forward, recv, by_expert, &d);
+    if (status != EP_OK)
+        return epc_reject(buffer, call, status);
+    status = prepare(d, &forward);
+    if (status == EP_OK && by_expert) {
+        d->params.weighted = 1;
+        d->params.row_weight =
+            given(&args->topk_weights) ? args->topk_weights.data : device->weights;
+        d->params.row_weight_stride =
+            given(&args->topk_weights) ? args->topk_weights.stride[0] : args->handle->topk;
+    }
+    if (status == EP_OK)
+        status = launch(d);
+    return status == EP_OK ? submit(d, event) : refuse(d, status);
+}

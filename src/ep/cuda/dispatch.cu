@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: MIT */
+/* The dispatch kernel: layout, exchange of headers and counts, rows, completion; one launch. */
+#include "ep/cuda/kernels.h"
+#include "ep/cuda/rows.cuh"
+
+static __host__ __device__ inline size_t epc_round16(size_t bytes)
+{
+    return (bytes + 127) / 128 * 128;
+}
+
+static __host__ __device__ inline epc_tables epc_tables_at(uint8_t *memory, int ranks, int columns)
+{
+    epc_tables t;
+    size_t at = 0;
+    t.headers = (epc_header *)(memory + at);
+    at = epc_round16(at + sizeof(epc_header) * ranks);
+    t.targets = (epc_target *)(memory + at);
+    at = epc_round16(at + sizeof(epc_target) * ranks);
+    t.rows_at = (int32_t *)(memory + at);
+    at = epc_round16(at + 4 * (size_t)ranks);
+    t.matrix = (int32_t *)(memory + at);
+    at = epc_round16(at + 4 * (size_t)ranks * ranks);
+    t.base = (int32_t *)(memory + at);
+    at = epc_round16(at + 4 * (size_t)columns);
+    t.total = (int32_t *)(memory + at);
+    at = epc_round16(at + 4 * (size_t)columns);
+    t.rest = memory + at;
+    return t;
+}
+
+extern "C" size_t epc_dispatch_tables_bytes(int ranks, int columns)
+{
+    epc_tables tables = epc_tables_at(NULL, ranks, columns);
+    return (size_t)tables.rest;
+}
+
+extern "C" size_t epc_layout_bytes(int ranks, int experts, int by_expert, int warps)
+{
+    size_t columns = by_expert ? (size_t)experts : (size_t)ranks;
+    return ((by_expert ? 0 : (size_t)experts) + (size_t)warps * 2 * columns) * sizeof(uint32_t);
+}
+
+static __device__ int epc_round_to(int count, int alignment)
+{
+    return (count + alignment - 1) / alignment * alignment;
+}
+
+#define EPC_COUNTS_AHEAD 8 /* loads of counts in flight a thread */
+
+/* One column's counts of all ranks. */
+static __device__ bool epc_gather_column(const epc_dispatch_params *p, const epc_call *call,
+                                         epc_tables *tables, int column)
+{
+    const epc_comm *comm = call->comm;
+    int ranks = comm->num_ranks, before = 0, total = 0;
+    bool ok = true;
+    int dst = p->by_expert ? p->expert_rank[column] : column, skip = p->by_expert ? ranks : 0;
+    for (int first = 0; first < ranks; first += EPC_COUNTS_AHEAD) {
+        uint64_t word[EPC_COUNTS_AHEAD];
+#pragma unroll
+        for (int i = 0; i < EPC_COUNTS_AHEAD; i++)
+            word[i] =
+                first + i < ranks
+                    ? epc_load_word(epc_counts_at(comm, comm->rank, first + i) + skip + column)
+                    : 0;
+#pragma unroll
+        for (int i = 0; i < EPC_COUNTS_AHEAD; i++) {
+            int s = first + i;
+            uint32_t count = (uint32_t)word[i];
+            if (s >= ranks || epc_is_masked(comm, s))
+                continue;
+            if ((uint32_t)(word[i] >> 32) != call->epoch)
+                ok &= epc_wait_word(call, s, epc_counts_at(comm, comm->rank, s) + skip + column,
+                                    &count);
+            before += s < comm->rank ? (int)count : 0;
+            total += (int)count;
+            if (count)
+                atomicAdd(&tables->matrix[s * ranks + dst], (int)count);
+        }
+    }
+    tables->base[column] = before;
+    tables->total[column] = total;
+    return ok;
+}
+
+/* Gathers every column's counts. */
+static __device__ bool epc_gather_counts(const epc_dispatch_params *p, const epc_call *call,
+                                         epc_tables *tables)
+{
+    int columns = p->by_expert ? p->num_experts : call->comm->num_ranks;
+    bool ok = true;
+    /* from the last thread down: the first ones gather headers meanwhile */
+    for (int column = (int)(blockDim.x - 1 - threadIdx.x); column < columns && ok;
+         column += (int)blockDim.x)
+        ok &= epc_gather_column(p, call, tables, column);
+    __threadfence(); /* this rank's own words vouch for the sums in unit_counts */
+    return ok;
+}
+
+/* First of rank `rank`'s experts in expert_order. */
+static __device__ int epc_first_expert(const epc_dispatch_params *p, int rank)
+{
+    int lower = 0, upper = p->num_experts;
+    while (lower < upper) {
+        int middle = (lower + upper) / 2;
+        if (p->expert_rank[p->expert_order[middle]] < rank)
+            lower = middle + 1;
+        else
+            upper = middle;
+    }
+    return lower;
+}
+
+/* With rows by expert: adds the start of each expert's group, and finds each receiver's rows. */
+static __device__ void epc_place_groups(const epc_dispatch_params *p, epc_tables *tables, int ranks)
+{
+    int r = (int)threadIdx.x;
+    if (r >= ranks)
+        return;
+    int start = 0;
+    for (int i = epc_first_expert(p, r); i < p->num_experts; i++) {
+        int e = p->expert_order[i];
+        if (p->expert_rank[e] != r)
+            break;
+        tables->base[e] += start;
+        start += epc_round_to(tables->total[e], p->alignment);
+    }
+    tables->rows_at[r] = start;
+}
+
+/* Where each receiver's arrays are, and whether they fit. The same verdict on every rank. */
+static __device__ bool epc_place_rows(const epc_dispatch_params *p, const epc_call *call,
+                                      epc_tables *tables)
+{
+    const epc_comm *comm = call->comm;
+    int ranks = comm->num_ranks, r = (int)threadIdx.x, ok = 1;
+    if (p->by_expert && !p->cached)
+        epc_place_groups(p, tables, ranks);
+    if (r < ranks) {
+        const uint32_t *header = tables->headers[r];
+        int64_t rows = p->by_expert ? tables->rows_at[r] : tables->total[r];
+        uint32_t worst = header[EPC_F_WORST];
+        if (p->cached)
+            rows = p->rows_at[r];
+        else if (worst && rows > worst) {
+            ok = 0;
+            epc_fail_call(call->state, EPC_FAIL_CAPACITY, (uint32_t)r, (uint32_t)rows, 0, worst, 0);
+        } else if (worst)
+            rows = worst;
+        epc_region at = epc_region_of(&p->shape, rows);
+        int64_t bytes = epc_join(header[EPC_F_BYTES_LO], header[EPC_F_BYTES_HI]);
+        if (ok && at.end > bytes && !epc_is_masked(comm, r)) {
+            ok = 0;
+            epc_fail_call(call->state, EPC_FAIL_CAPACITY, (uint32_t)r, (uint32_t)at.end,
+                          (uint32_t)(at.end >> 32), 0, (uint32_t)rows);
+        }
+        tables->rows_at[r] = (int32_t)rows;
+        if (!epc_is_masked(comm, r)) {
+            uint8_t *region =
+                epc_memory_at(comm, r, header[EPC_F_PLACE],
+                              epc_join(header[EPC_F_OFFSET_LO], header[EPC_F_OFFSET_HI]));
+            epc_target *target = &tables->targets[r];
+            target->sources = (int32_t *)region;
+            target->x = region + at.x;
+            target->scales = (uint32_t *)(region + at.scales);
+            target->ids = region + at.ids;
+            target->weights = (float *)(region + at.weights);
+        }
+    }
+    return __syncthreads_and(ok);
+}
+
+/* Block 0: the small arrays of the result, and what the host wants to know. */
+static __device__ void epc_report_counts(const epc_dispatch_params *p, const epc_call *call,
+                                         epc_tables *tables, bool fits)
+{
+    const epc_comm *comm = call->comm;
+    int ranks = comm->num_ranks, me = comm->rank;
+    int32_t *matrix = epc_report_matrix(p->report), *experts = epc_report_experts(p->report, ranks);
+    for (int i = (int)threadIdx.x; i < ranks * ranks; i += (int)blockDim.x)
+        p->matrix[i] = matrix[i] = tables->matrix[i];
+    for (int r = (int)threadIdx.x; r < ranks; r += (int)blockDim.x)
+        p->rows_at[r] = tables->rows_at[r];
+    for (int e = (int)threadIdx.x; e < p->num_experts; e += (int)blockDim.x) {
+        if (p->expert_rank[e] != me)
+            continue;
+        uint32_t total = 0, count;
+        if (p->by_expert)
+            total = (uint32_t)tables->total[e];
+        else
+            EPC_EACH_RANK(s, ranks)
+        if (!epc_is_masked(comm, s) &&
+            epc_wait_word(call, s, epc_counts_at(comm, me, s) + ranks + e, &count))
+            total += count;
+        int local = p->expert_local[e], rounded = epc_round_to((int)total, p->alignment);
+        p->expert_tokens[local] = rounded;
+        p->expert_filled[local] = (int32_t)total;
+        experts[local] = rounded;
+        if (p->by_expert) { /* base starts with the group's start, then adds lower ranks' rows */
+            int lower = 0;
+            EPC_EACH_RANK(s, me)
+            if (!epc_is_masked(comm, s) &&
+                epc_wait_word(call, s, epc_counts_at(comm, me, s) + ranks + e, &count))
+                lower += (int)count;
+            p->expert_offset[local] = tables->base[e] - lower;
+            if (local == p->num_local - 1)
+                p->expert_offset[local + 1] = tables->base[e] - lower + rounded;
+        }
+    }
+    if (threadIdx.x == 0) {
+        int rows = 0;
+        if (p->by_expert && p->num_local == 0)
+            p->expert_offset[0] = 0;
+        EPC_EACH_RANK(s, ranks)
+        {
+            if (!p->by_expert)
+                p->source_offset[s] = rows;
+            rows += tables->matrix[s * ranks + me];
+        }
+        if (!p->by_expert)
+            p->source_offset[ranks] = rows;
+        p->report->num_rows = rows;
+        p->report->rows = tables->rows_at[me];
+        p->report->fits = fits;
+    }
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        *(volatile uint32_t *)&p->report->counted = p->serial;
+}
+
+/* Marks rows [first, end) of this rank's region as holding no token; by blocks `block` of `blocks`.
+ */
+static __device__ void epc_clear_rows(const epc_dispatch_params *p, const epc_target *mine,
+                                      int64_t first, int64_t end, int blocks, int block)
+{
+    int per_row = p->by_expert ? 1 : p->topk;
+    int64_t step = (int64_t)blocks * blockDim.x, at = block * (int64_t)blockDim.x + threadIdx.x;
+    for (int64_t i = first * per_row + at; p->shape.id_bytes && i < end * per_row; i += step)
+        epc_put_id(p, mine, i, -1, 0);
+    for (int64_t i = first + at; i < end; i += step)
+        mine->sources[i] = -1;
+}
+
+/* Groups are padded with zeros, which do no harm in a product. */
+static __device__ void epc_zero_rows(const epc_dispatch_params *p, const epc_target *mine,
+                                     int64_t first, int64_t end)
+{
+    uint64_t *x = (uint64_t *)(mine->x + first * p->shape.row_bytes);
+    for (int64_t i = threadIdx.x; i < (end - first) * p->shape.row_bytes / 8; i += blockDim.x)
+        x[i] = 0;
+    uint32_t *scales = mine->scales + first * p->scale_count;
+    for (int64_t i = threadIdx.x; i < (end - first) * p->scale_count; i += blockDim.x)
+        scales[i] = 0;
+}
+
+static __device__ void epc_clear_padding(const epc_dispatch_params *p, const epc_call *call,
+                                         epc_tables *tables)
+{
+    int me = call->comm->rank, blocks = (int)gridDim.x, block = (int)blockIdx.x;
+    const epc_target *mine = &tables->targets[me];
+    int64_t rows = tables->rows_at[me], start = 0;
+    if (!p->by_expert) {
+        int64_t used = p->cached ? p->source_offset[call->comm->num_ranks] : tables->total[me];
+        epc_clear_rows(p, mine, used, rows, blocks, block);
+        return;
+    }
+    int first = p->cached ? 0 : epc_first_expert(p, me);
+    for (int local = 0; local < p->num_local; local++) {
+        int64_t filled =
+            p->cached ? p->expert_filled[local] : tables->total[p->expert_order[first + local]];
+        int64_t end = start + epc_round_to((int)filled, p->alignment);
+        if (local % blocks == block && start + filled < end) {
+            epc_clear_rows(p, mine, start + filled, end, 1, 0);
+            epc_zero_rows(p, mine, start + filled, end);
+        }
+        start = end;
+    }
+    epc_clear_rows(p, mine, start, rows, blocks, block);
+}
+
+static __device__ void epc_send_rows_registers(const epc_dispatch_params *p,
+                                               const epc_tables *tables)
+{
+    int warp = epc_warp() * (int)gridDim.x + (int)blockIdx.x;
+    if (epc_warp() < p->sides)
+        epc_send_beside(p, tables, epc_warp(), warp, p->sides * (int)gridDim.x);
+    uint32_t ahead = epc_take_first(p->comm.state);
+    for (;;) {
+        int t = (int)epc_take_next(p->comm.state, &ahead);
+        if (t >= p->num_tokens)
+            return;
+        const uint8_t *x = p->x + t * p->x_stride;
+        for (int first = 0; first < p->width; first += EPC_WARP) {
+            epc_fan fan = epc_fan_of(p, tables, t, first);
+            if (!fan.any)
+                continue;
+            if (p->quantise)
+                epc_quantise_through_registers(p, &fan, tables->targets, x);
+            else if (p->weighted)
+                epc_move_scaled(p, &fan, tables->targets, x,
+                                fan.sent && p->row_weight
+                                    ? p->row_weight[t * p->row_weight_stride + fan.place]
+                                    : 1);
+            else
+                epc_move_row(p, &fan, tables->targets, x);
+        }
+    }
+}
+
+#if EPC_BULK
+static __device__ void epc_move_rows_bulk(const epc_dispatch_params *p, const epc_tables *tables,
+                                          epc_stage *stage)
+{
+    uint32_t ahead = epc_take_first(p->comm.state);
+    for (;;) {
+        int t = (int)epc_take_next(p->comm.state, &ahead);
+        if (t >= p->num_tokens)
+            break;
+        const uint8_t *x = p->x + t * p->x_stride;
+        for (int first = 0; first < p->width; first += EPC_WARP) {
+            epc_fan fan = epc_fan_of(p, tables, t, first);
+            if (!fan.any)
+                continue;
+            if (p->quantise)
+                epc_bulk_quantised(p, &fan, tables->targets, x, stage);
+            else
+                epc_bulk_row(p, &fan, tables->targets, x, stage);
+        }
+    }
+    epc_bulk_wait();
+    epc_bulk_fence(); /* what the engine wrote, before the word that says so */
+}
+
+/* The first warps move rows; the ones after take what travels beside them. */
+static __device__ void epc_send_rows_bulk(const epc_dispatch_params *p, const epc_tables *tables)
+{
+    __shared__ uint64_t full[EPC_THREADS / EPC_WARP];
+    int side = epc_warp() - p->movers;
+    if (side >= 0) {
+        if (side < p->sides)
+            epc_send_beside(p, tables, side, side * (int)gridDim.x + (int)blockIdx.x,
+                            p->sides * (int)gridDim.x);
+        return;
+    }
+    epc_stage stage;
+    stage.bytes = epc_stages(p, tables) + (int64_t)epc_warp() * p->stage_bytes;
+    stage.full = &full[epc_warp()];
+    stage.parity = 0;
+    stage.policy = epc_evict_first();
+    if (epc_lane() == 0) {
+        epc_mbar_init(stage.full, 1);
+        epc_mbar_init_done();
+    }
+    __syncwarp();
+    epc_bulk_fence(); /* the stage held the layout's words; x may come from a kernel before */
+    epc_move_rows_bulk(p, tables, &stage);
+}
+#endif
+
+static __device__ void epc_send_rows(const epc_dispatch_params *p, const epc_tables *tables)
+{
+#if EPC_BULK
+    if (p->bulk) {
+        epc_send_rows_bulk(p, tables);
+        return;
+    }
+#endif
+    epc_send_rows_registers(p, tables);
+}
+
+/* This rank's header; `refused`: the ids turned out bad. */
+static __device__ void epc_push_dispatch_header(const epc_dispatch_params *p, const epc_call *call,
+                                                uint32_t refused, uint32_t *mine)
+{
+    int f = (int)threadIdx.x;
+    if (f < EPC_AGREED)
+        mine[f] = p->field[f];
+    else if (f < EPC_NUM_FIELDS)
+        mine[f] = 0;
+    __syncthreads();
+    if (f == 0) {
+        mine[EPC_F_REJECT] = refused;
+        mine[EPC_F_PLACE] = (uint32_t)p->place;
+        mine[EPC_F_OFFSET_LO] = (uint32_t)p->offset;
+        mine[EPC_F_OFFSET_HI] = (uint32_t)(p->offset >> 32);
+        mine[EPC_F_BYTES_LO] = (uint32_t)p->bytes;
+        mine[EPC_F_BYTES_HI] = (uint32_t)(p->bytes >> 32);
+        mine[EPC_F_WORST] = (uint32_t)p->worst;
+    }
+    __syncthreads();
+    epc_push_header(call, mine);
+}
+
+static __device__ void epc_run_dispatch(const epc_dispatch_params *p, const epc_call *call,
+                                        uint8_t *memory)
+{
+    __shared__ uint32_t mine[EPC_NUM_FIELDS];
+    uint32_t refused = p->reject;
+    if (!refused && !p->cached) {
+        epc_count_units(p, call, (uint32_t *)memory);
+        epc_grid_barrier(call);
+        /* Only bad ids fail a call before the barrier, so all blocks agree on this. */
+        uint32_t fail = epc_load_gpu(&call->state->fail);
+        if (fail == EPC_FAIL_ID || fail == EPC_FAIL_DUPLICATE)
+            refused = fail == EPC_FAIL_ID ? 2 : 10; /* EP_ERR_ARGUMENT, EP_ERR_CORRUPT */
+        else
+            epc_push_counts(p, call);
+    }
+    if (blockIdx.x == 0)
+        epc_push_dispatch_header(p, call, refused, mine);
+    __syncthreads();
+    if (p->reject)
+        return;
+    int columns = p->by_expert ? p->num_experts : call->comm->num_ranks;
+    epc_tables tables = epc_tables_at(memory, call->comm->num_ranks, columns);
+    for (int i = (int)threadIdx.x; i < call->comm->num_ranks * call->comm->num_ranks;
+         i += (int)blockDim.x)
+        tables.matrix[i] = 0;
+    __syncthreads();
+    bool ok = epc_gather_headers(call, p->field, tables.headers);
+    if (!p->cached)
+        ok = epc_gather_counts(p, call, &tables) && ok;
+    if (!__syncthreads_and(ok))
+        return;
+    bool fits = epc_place_rows(p, call, &tables);
+    if (blockIdx.x == 0 && !p->cached)
+        epc_report_counts(p, call, &tables, fits);
+    if (!fits)
+        return;
+    epc_clear_padding(p, call, &tables);
+    epc_send_rows(p, &tables);
+}
+
+__global__ void __launch_bounds__(EPC_THREADS, 1)
+    epc_dispatch_kernel(const __grid_constant__ epc_dispatch_params p)
+{
+    extern __shared__ __align__(128) uint8_t memory[];
+    epc_call call = epc_begin_call(&p.comm, p.timeout_ns);
+    epc_run_dispatch(&p, &call, memory);
+    epc_finish_call(&call, p.report, p.serial);
+}
+
+extern "C" int epc_dispatch_prepare(int max_shared)
+{
+    return (int)cudaFuncSetAttribute(epc_dispatch_kernel,
+                                     cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared);
+}
+
+extern "C" int epc_dispatch_launch(const epc_dispatch_params *params, int blocks, size_t shared,
+                                   void *stream)
+{
+    void *arguments[] = {(void *)params};
+    return (int)cudaLaunchKernel((const void *)epc_dispatch_kernel, dim3((unsigned)blocks),
+                                 dim3(EPC_THREADS), arguments, shared, (cudaStream_t)stream);
+}

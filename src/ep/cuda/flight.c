@@ -1,0 +1,440 @@
+/* SPDX-License-Identifier: MIT */
+/* Calls in flight: their order, what the kernels report of them, and what they hold until done. */
+#include "ep/cuda/internal.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define CAPTURED EPC_MAX_FLIGHTS /* the report that all captured calls share */
+
+static epc_report *report_at(const epc_buffer *b, int slot)
+{
+    return (epc_report *)(b->reports + (size_t)slot * b->report_bytes);
+}
+
+static uint32_t done_serial(const epc_report *report)
+{
+    /* acquire: what the kernel wrote before it is read after */
+    return __atomic_load_n(&report->done, __ATOMIC_ACQUIRE);
+}
+
+static bool is_done(const epc_flight *flight)
+{
+    return done_serial(flight->report) == flight->serial;
+}
+
+bool epc_counts_are_in(const epc_flight *flight)
+{
+    return __atomic_load_n(&flight->report->counted, __ATOMIC_ACQUIRE) == flight->serial;
+}
+
+/* ---------------------------------------------------------------- failures */
+
+static const char *const field_names[EPC_AGREED] = {
+    [EPC_F_OP] = "the call (1 dispatch, 2 cached dispatch, 3 combine)",
+    [EPC_F_HIDDEN] = "hidden",
+    [EPC_F_DTYPE] = "dtype (ep_dtype)",
+    [EPC_F_WIRE] = "wire (ep_dtype)",
+    [EPC_F_SCALE] = "scale (ep_scale)",
+    [EPC_F_TOPK] = "topk",
+    [EPC_F_EXPERTS] = "num_experts",
+    [EPC_F_TABLE] = "expert_rank (checksum)",
+    [EPC_F_LAYOUT] = "layout (ep_row_layout)",
+    [EPC_F_ALIGNMENT] = "expert_alignment",
+    [EPC_F_ID_BYTES] = "topk_idx (bytes of an id)",
+    [EPC_F_WEIGHTS] = "topk_weights given",
+    [EPC_F_HANDLE] = "handle (number of the call that made it)",
+    [EPC_F_MASK] = "masked ranks (checksum)",
+};
+
+static ep_status timeout_error(const epc_flight *flight, const epc_report *report)
+{
+    char late[EPI_ERROR_MAX] = "";
+    size_t used = 0;
+    for (int r = 0; r < flight->owner->num_ranks && used < sizeof late - 16; r++)
+        if (report->late >> r & 1)
+            used += (size_t)snprintf(late + used, sizeof late - used, "%s%d", used ? ", " : "", r);
+    return epi_fail(EP_ERR_TIMEOUT, "%s (call %u): not heard from within %lld ms: rank %s",
+                    flight->call, flight->serial,
+                    (long long)flight->owner->buffer->group->timeout_ms, late);
+}
+
+static int64_t wide(uint32_t low, uint32_t high)
+{
+    return (int64_t)((uint64_t)high << 32 | low);
+}
+
+/* The error that a kernel reported. */
+static ep_status kernel_error(const epc_flight *flight)
+{
+    const epc_report *report = flight->report;
+    const uint32_t *d = report->detail;
+    switch (report->fail) {
+    case EPC_OK:
+        return EP_OK;
+    case EPC_FAIL_TIMEOUT:
+        return timeout_error(flight, report);
+    case EPC_FAIL_ABORTED:
+        return epi_fail(EP_ERR_ABORTED, "%s (call %u): rank %u gave up%s%s", flight->call,
+                        flight->serial, d[0], d[1] ? ": " : "",
+                        d[1] ? ep_status_string((ep_status)d[1]) : "");
+    case EPC_FAIL_MISMATCH:
+        return epi_fail(EP_ERR_MISMATCH, "%s: %s differs: %u on rank %u, %u on rank %u",
+                        flight->call, d[0] < EPC_AGREED ? field_names[d[0]] : "wire (1 LogFMT-10)",
+                        d[3], d[1], d[4], d[2]);
+    case EPC_FAIL_CAPACITY:
+        if (d[3])
+            return epi_fail(EP_ERR_CAPACITY,
+                            "%s: rank %u receives %u rows; its num_worst_tokens is %u",
+                            flight->call, d[0], d[1], d[3]);
+        return epi_fail(
+            EP_ERR_CAPACITY,
+            "%s: rank %u has no room for its %u rows of %lld bytes; this call can't wait for the "
+            "window to grow, create the buffer with a larger window_bytes",
+            flight->call, d[0], d[4], (long long)wide(d[1], d[2]));
+    case EPC_FAIL_ID:
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "%s: topk_idx[%u][%u] is %lld; it must be -1..num_experts - 1",
+                        flight->call, d[0], d[1], (long long)wide(d[2], d[3]));
+    case EPC_FAIL_DUPLICATE:
+        return epi_fail(EP_ERR_CORRUPT,
+                        "%s: topk_idx[%u] names expert %u twice, the second time at place %u",
+                        flight->call, d[0], d[2], d[1]);
+    case EPC_FAIL_REFUSED:
+        return epi_fail(EP_ERR_ABORTED, "%s: refused by this rank", flight->call);
+    default:
+        return epi_fail(EP_ERR_CORRUPT, "%s: row %u from rank %u does not match its checksum",
+                        flight->call, d[0], d[1]);
+    }
+}
+
+ep_status epc_outcome(const epc_flight *flight)
+{
+    return flight->status == EP_OK ? EP_OK : epi_fail(flight->status, "%s", flight->message);
+}
+
+/* ---------------------------------------------------------------- ends of calls */
+
+static void finish(epc_flight *flight)
+{
+    epc_buffer *b = flight->owner;
+    ep_status status = kernel_error(flight);
+    flight->finished = true;
+    if (status != EP_OK && flight->status == EP_OK) {
+        flight->status = status;
+        snprintf(flight->message, sizeof flight->message, "%s", ep_last_error());
+    }
+    for (int i = 0; i < 4; i++)
+        epc_give(b, flight->blocks[i]);
+    memset(flight->blocks, 0, sizeof flight->blocks);
+    if (flight->handle)
+        epc_core.handle_release(flight->handle);
+    flight->handle = NULL;
+    if (flight->slot < EPC_MAX_FLIGHTS)
+        b->free_slots |= 1ull << flight->slot;
+    /* Nobody waits for this one: the next call says so. */
+    if (!flight->has_event && !flight->claimed && flight->status != EP_OK && b->failed == EP_OK) {
+        b->failed = flight->status;
+        snprintf(b->failure, sizeof b->failure, "%s", flight->message);
+    }
+}
+
+static void unlink_flight(epc_flight *flight)
+{
+    for (epc_flight **at = &flight->owner->flights; *at; at = &(*at)->next)
+        if (*at == flight) {
+            *at = flight->next;
+            return;
+        }
+}
+
+void epc_collect(epc_buffer *b)
+{
+    for (epc_flight **at = &b->flights; *at;) {
+        epc_flight *flight = *at;
+        if (flight->unresolved || flight->second || !is_done(flight)) {
+            at = &flight->next;
+            continue;
+        }
+        *at = flight->next;
+        finish(flight);
+        if (flight->has_event)
+            continue;
+        epi_gpu_event_destroy(flight->done);
+        free(flight);
+    }
+    epc_report *captured = report_at(b, CAPTURED);
+    if (done_serial(captured) == 0 && captured->fail == EPC_OK)
+        return;
+    epc_flight any = {.owner = b, .call = "a captured call", .report = captured};
+    if (kernel_error(&any) != EP_OK && b->failed == EP_OK) {
+        b->failed = kernel_error(&any);
+        snprintf(b->failure, sizeof b->failure, "%s", ep_last_error());
+    }
+    captured->fail = EPC_OK;
+}
+
+/* A pause that leaves the core to others once the wait is not a short one. */
+static void pause_a_little(int spins)
+{
+    static const struct timespec nap = {0, 20000};
+    if (spins > 20000)
+        nanosleep(&nap, NULL);
+    else if (spins > 200)
+        sched_yield();
+}
+
+bool epc_await_oldest(epc_buffer *b)
+{
+    epc_flight *oldest = b->flights;
+    if (!oldest || oldest->unresolved || oldest->second)
+        return false;
+    for (int spins = 0; !is_done(oldest); spins++) {
+        if (spins % 65536 == 65535 && epi_gpu_event_query(oldest->done) != EP_IN_PROGRESS)
+            break;
+        pause_a_little(spins);
+    }
+    epc_collect(b);
+    return true;
+}
+
+epc_block *epc_take_shared_waiting(epc_flight *flight, size_t bytes)
+{
+    epc_block *block = epc_take_shared(flight->owner, bytes);
+    while (!block && flight->slot < CAPTURED && epc_await_oldest(flight->owner))
+        block = epc_take_shared(flight->owner, bytes);
+    return block;
+}
+
+bool epc_await_counts(epc_flight *flight)
+{
+    for (int spins = 0;; spins++) {
+        if (epc_counts_are_in(flight))
+            return true;
+        if (is_done(flight))
+            return epc_counts_are_in(flight);
+        /* A kernel that died (a fault of the device) reports nothing. */
+        if (spins % 65536 == 65535 && epi_gpu_event_query(flight->done) != EP_IN_PROGRESS &&
+            !is_done(flight))
+            return false;
+        pause_a_little(spins);
+    }
+}
+
+ep_status epc_await_end(epc_flight *flight)
+{
+    EPI_TRY(epi_gpu_event_wait(flight->done));
+    return is_done(flight)
+               ? EP_OK
+               : epi_fail(EP_ERR_DEVICE, "%s (call %u): the kernel ended without a report",
+                          flight->call, flight->serial);
+}
+
+/* ---------------------------------------------------------------- beginnings */
+
+uint32_t epc_mask_word(const epc_buffer *b)
+{
+    uint64_t masked = 0;
+    for (int r = 0; r < b->num_ranks; r++)
+        masked |= (uint64_t)b->buffer->group->masked[r] << r;
+    return (uint32_t)(masked ^ masked >> 32);
+}
+
+void epc_fill_comm(epc_buffer *b, epc_comm *comm)
+{
+    *comm = b->comm;
+    comm->masked = 0;
+    for (int r = 0; r < b->num_ranks; r++)
+        comm->masked |= (uint64_t)b->buffer->group->masked[r] << r;
+}
+
+/* Earlier calls must be settled: a dispatch whose rows are not known yet holds the free memory. */
+static ep_status settle_earlier(epc_buffer *b)
+{
+    for (epc_flight *flight = b->flights; flight; flight = flight->next)
+        if (flight->unresolved)
+            epc_resolve(flight); /* its own event tells how it went */
+    epc_collect(b);
+    if (b->failed == EP_OK)
+        return EP_OK;
+    ep_status status = b->failed;
+    b->failed = EP_OK;
+    return epi_fail(status, "an earlier call failed: %s", b->failure);
+}
+
+static ep_status order_streams(epc_buffer *b, void *stream, ep_event *previous, bool capturing)
+{
+    epc_flight *before = previous ? epc_core.event_device(previous) : NULL;
+    if (before && before->stream != stream)
+        EPI_TRY(epi_gpu_stream_wait_event(stream, before->done));
+    if (b->has_last && b->last_stream != stream && !capturing)
+        EPI_TRY(epi_gpu_stream_wait_event(stream, b->last_done));
+    return EP_OK;
+}
+
+static ep_status take_slot(epc_buffer *b, int *slot)
+{
+    for (int spins = 0; !b->free_slots; spins++) { /* all calls in flight: wait for one to end */
+        epc_collect(b);
+        pause_a_little(spins);
+    }
+    *slot = __builtin_ctzll(b->free_slots);
+    b->free_slots &= ~(1ull << *slot);
+    return EP_OK;
+}
+
+ep_status epc_begin(epc_buffer *b, const char *call, void *stream, ep_event *previous,
+                    epc_flight **out)
+{
+    bool capturing;
+    *out = NULL;
+    EPI_TRY(settle_earlier(b));
+    EPI_TRY(epi_gpu_is_capturing(stream, &capturing));
+    epc_exports_visit(b);
+    EPI_TRY(order_streams(b, stream, previous, capturing));
+    epc_flight *flight = calloc(1, sizeof *flight);
+    if (!flight)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
+    flight->owner = b;
+    flight->call = call;
+    flight->stream = stream;
+    flight->slot = CAPTURED;
+    ep_status status = epi_gpu_event_create(&flight->done);
+    if (status == EP_OK && !capturing)
+        status = take_slot(b, &flight->slot);
+    if (status != EP_OK) {
+        epi_gpu_event_destroy(flight->done);
+        free(flight);
+        return status;
+    }
+    if (++b->serial == 0)
+        ++b->serial;
+    flight->serial = capturing ? 0 : b->serial;
+    flight->report = report_at(b, flight->slot);
+    *out = flight;
+    return EP_OK;
+}
+
+void epc_cancel(epc_flight *flight)
+{
+    for (int i = 0; i < 4; i++)
+        epc_give(flight->owner, flight->blocks[i]);
+    if (flight->handle)
+        epc_core.handle_release(flight->handle);
+    if (flight->slot < EPC_MAX_FLIGHTS)
+        flight->owner->free_slots |= 1ull << flight->slot;
+    epi_gpu_event_destroy(flight->done);
+    free(flight);
+}
+
+static void remember(epc_buffer *b, epc_flight *flight)
+{
+    epc_flight **at = &b->flights;
+    while (*at)
+        at = &(*at)->next;
+    *at = flight;
+}
+
+ep_status epc_launched(epc_flight *flight, ep_event **event)
+{
+    epc_buffer *b = flight->owner;
+    if (flight->slot == CAPTURED) {
+        flight->next = b->kept;
+        b->kept = flight;
+        if (event && flight->second)
+            return epc_core.event_new(b->buffer, flight, event);
+        if (event)
+            return epi_fail(EP_ERR_STATE, "%s: event is given while the stream is being captured",
+                            flight->call);
+        return EP_OK;
+    }
+    ep_status status = epi_gpu_event_record(flight->done, flight->stream);
+    if (status == EP_OK)
+        status = epi_gpu_event_record(b->last_done, flight->stream);
+    b->last_stream = flight->stream;
+    b->has_last = true;
+    remember(b, flight);
+    if (status == EP_OK && event) {
+        flight->has_event = true;
+        status = epc_core.event_new(b->buffer, flight, event);
+        flight->has_event = status == EP_OK;
+    }
+    return status;
+}
+
+/* ---------------------------------------------------------------- events */
+
+static ep_status end_flight(epc_flight *flight)
+{
+    if (!flight->finished) {
+        ep_status status = epc_await_end(flight);
+        unlink_flight(flight);
+        finish(flight);
+        if (status != EP_OK)
+            return status;
+    }
+    return epc_outcome(flight);
+}
+
+ep_status epc_end(epc_flight *flight)
+{
+    flight->has_event = true; /* we free it */
+    ep_status status = end_flight(flight);
+    epi_gpu_event_destroy(flight->done);
+    free(flight);
+    return status;
+}
+
+ep_status epc_event_wait(void *event)
+{
+    epc_flight *flight = event;
+    int before;
+    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
+    ep_status status = EP_OK;
+    if (flight->unresolved)
+        epc_resolve(flight);
+    if (flight->second)
+        status = epc_run_second(flight, flight->stream);
+    if (status == EP_OK && flight->slot < CAPTURED) /* a graph's work has no end of its own */
+        status = end_flight(flight);
+    epi_gpu_leave(before);
+    return status;
+}
+
+ep_status epc_event_query(void *event)
+{
+    epc_flight *flight = event;
+    if (flight->finished)
+        return epc_outcome(flight);
+    if (flight->second)
+        EPI_TRY(epc_run_second(flight, flight->stream));
+    if (flight->unresolved && !epc_counts_are_in(flight) && !is_done(flight))
+        return EP_IN_PROGRESS;
+    if (!flight->unresolved && !is_done(flight))
+        return EP_IN_PROGRESS;
+    return epc_event_wait(event);
+}
+
+ep_status epc_event_stream_wait(void *event, void *stream)
+{
+    epc_flight *flight = event;
+    if (flight->second)
+        return epc_run_second(flight, stream);
+    if (flight->unresolved)
+        EPI_TRY(epc_resolve(flight));
+    return flight->finished ? EP_OK : epi_gpu_stream_wait_event(stream, flight->done);
+}
+
+void epc_event_free(void *event)
+{
+    epc_flight *flight = event;
+    if (flight->slot == CAPTURED)
+        return; /* the buffer keeps it */
+    if (!flight->finished)
+        epc_event_wait(event);
+    epi_gpu_event_destroy(flight->done);
+    free(flight);
+}

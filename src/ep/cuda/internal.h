@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: MIT */
+/* The host side of the CUDA backend from inside. */
+#ifndef EPI_EP_CUDA_INTERNAL_H
+#define EPI_EP_CUDA_INTERNAL_H
+
+#include "base/error.h"
+#include "device/gpu.h"
+#include "ep/backend.h"
+#include "ep/cuda/kernels.h"
+#include "transport/peer.h"
+
+#define EPC_GRANULE \
+    ((size_t)2 << 20) /* allocations of a multiple of this get large pages, shared too */
+#define EPC_MAX_FLIGHTS 64
+#define EPC_MAX_EXPORTS (EPC_MAX_PLACES - EPC_MAX_SEGMENTS)
+
+extern epi_backend_services epc_core;
+
+/* ---------------------------------------------------------------- window */
+
+/* A piece of a segment, in use or not; a segment's pieces are a list in order of address. */
+typedef struct epc_block {
+    uint8_t *memory;
+    size_t bytes;
+    int segment;
+    bool used;
+    struct epc_block *next, *before;
+} epc_block;
+
+/* One allocation. Those that peers have mapped have the same index as place at every rank. */
+typedef struct epc_segment {
+    uint8_t *memory;
+    size_t bytes;
+    epc_block *blocks;
+    epi_peer_handle peer[EPC_MAX_RANKS]; /* of each rank's segment of this index */
+} epc_segment;
+
+/* ---------------------------------------------------------------- calls */
+
+/* A call that the device may still be doing. */
+typedef struct epc_flight {
+    struct epc_buffer *owner;
+    const char *call;
+    uint32_t serial;
+    epc_report *report;
+    int slot;
+    epc_block *blocks[4]; /* memory that nobody else may have before the call is done */
+    ep_handle *handle;    /* held as long */
+    void *done;           /* the runtime's event behind the call; with a public event */
+    void *stream;
+    struct epc_dispatch *unresolved; /* rows not known yet */
+    struct epc_second *second;       /* low latency: the half that a hook is to launch */
+    bool finished, has_event, claimed;
+    ep_status status;
+    char message[EPI_ERROR_MAX];
+    struct epc_flight *next;
+} epc_flight;
+
+/* The receiving half of a low-latency call. */
+typedef struct epc_second {
+    epc_ll_params params;
+    int kernel, blocks;
+    size_t shared;
+} epc_second;
+
+/* A dispatch that has been launched. */
+typedef struct epc_dispatch {
+    epc_flight *flight;
+    epc_dispatch_params params;
+    int blocks;
+    size_t shared;
+    ep_recv *recv;
+    ep_handle *handle; /* held */
+    epc_block *region;
+    bool cached, weighted, has_allocator;
+    ep_allocator allocator;
+    ep_dtype wire_dtype, topk_dtype;
+    ep_scale scale;
+    ep_event **event;
+} epc_dispatch;
+
+/* What a dispatch left on the device; shared by the handle and results. */
+typedef struct epc_handle {
+    _Atomic int holders;
+    struct epc_buffer *owner;
+    uint32_t serial;    /* of the dispatch: the same on every rank */
+    uint32_t table;     /* identity of the expert table */
+    epc_block *block;   /* entries and the small arrays below */
+    epc_block *sources; /* head of the region: source tokens */
+    epc_entry *entries; /* [T, K] */
+    int32_t *rows_at, *matrix, *source_offset, *expert_offset, *expert_tokens, *expert_filled;
+    float *weights;       /* [T, K], by expert; NULL: not given */
+    int32_t *host_tokens; /* [L] copy of expert_tokens; NULL: not known to the host */
+    bool fetched;
+    struct epc_ll_handle *ll; /* of a low-latency dispatch, which has nothing of the above */
+} epc_handle;
+
+/* An expert table on the device. */
+typedef struct epc_table {
+    int64_t count;
+    int64_t sum;              /* epi_experts.table_sum */
+    int num_local, max_local; /* of this rank, and the most of any */
+    int32_t *rank, *local, *order;
+    epc_block *block;
+    struct epc_table *next;
+} epc_table;
+
+typedef struct epc_buffer {
+    ep_buffer *buffer;
+    int device, rank, num_ranks, max_experts;
+    epi_gpu_info gpu;
+    int sharing;                                /* ranks on this rank's device */
+    bool bulk;                                  /* the bulk copy engine is used */
+    epc_segment segments[2 * EPC_MAX_SEGMENTS]; /* shared ones, then those of this rank's own */
+    int num_shared, num_own;
+    size_t control_bytes, used, peak;
+    uint8_t *places[EPC_MAX_PLACES * EPC_MAX_RANKS]; /* what the device's copy holds */
+    uint8_t **places_device;
+    epc_comm comm;
+    uint8_t *reports; /* pinned: EPC_MAX_FLIGHTS, then one for captured calls */
+    size_t report_bytes;
+    uint64_t free_slots;
+    uint32_t serial;
+    void *stream;      /* of our own, for calls that are refused */
+    void *last_stream; /* of the last call, and an event behind it */
+    void *last_done;
+    bool has_last;
+    epc_flight *flights;
+    epc_flight *kept; /* captured: what they use stays as long as the buffer */
+    ep_status failed; /* a call without an event failed; reported by the next one */
+    char failure[EPI_ERROR_MAX];
+    epc_table *tables;
+    epc_block *scratch, *old_scratch[32];
+    int num_old;
+    struct epc_exports *exports;
+    struct epc_ll *ll;
+} epc_buffer;
+
+static inline epc_buffer *epc_of(const ep_buffer *buffer)
+{
+    return buffer->device;
+}
+
+/* window.c */
+ep_status epc_window_create(epc_buffer *b);
+void epc_window_destroy(epc_buffer *b);
+/* Memory for this rank's use; grows by an allocation of this rank's own. */
+ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **block);
+/* Memory that peers reach; NULL when there is no piece so large. */
+epc_block *epc_take_shared(epc_buffer *b, size_t bytes);
+epc_block *epc_take_largest(epc_buffer *b);
+/* Cuts a block to `bytes` (from the front), giving the rest back or returning it as a block. */
+void epc_trim(epc_buffer *b, epc_block *block, size_t bytes);
+epc_block *epc_split(epc_buffer *b, epc_block *block, size_t bytes);
+void epc_give(epc_buffer *b, epc_block *block);
+epc_block *epc_find(epc_buffer *b, const void *memory);
+/* Collective: every rank that needs room for `bytes` in one piece gets a segment more. */
+ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes);
+/* Place and offset of memory that peers reach; false: they do not. */
+bool epc_locate(epc_buffer *b, const void *memory, size_t bytes, int *place, int64_t *offset);
+ep_status epc_put_places(epc_buffer *b);
+
+/* exports.c: allocations of the caller's, mapped by peers when they come by */
+ep_status epc_exports_create(epc_buffer *b);
+void epc_exports_destroy(epc_buffer *b);
+/* Maps what peers have offered since. */
+void epc_exports_visit(epc_buffer *b);
+/* Whether every peer has mapped the allocation; if not, offers it. */
+bool epc_export(epc_buffer *b, const void *memory, size_t bytes, int *place, int64_t *offset);
+
+/* flight.c */
+/* Begins a call on `stream`: earlier failures, order behind the last call, a report. */
+ep_status epc_begin(epc_buffer *b, const char *call, void *stream, ep_event *previous,
+                    epc_flight **flight);
+/* The kernel is launched. Hands the flight to *event, or to the buffer. */
+ep_status epc_launched(epc_flight *flight, ep_event **event);
+/* Nothing was launched. */
+void epc_cancel(epc_flight *flight);
+/* Looks which calls are done, and frees what they held. */
+void epc_collect(epc_buffer *b);
+/* Waits for the oldest call in flight, which may free memory; false: there is none to wait for. */
+bool epc_await_oldest(epc_buffer *b);
+/* epc_take_shared that waits for earlier calls to give memory back. */
+epc_block *epc_take_shared_waiting(epc_flight *flight, size_t bytes);
+/* Waits until the call's kernel has counted (true) or ended. */
+bool epc_await_counts(epc_flight *flight);
+bool epc_counts_are_in(const epc_flight *flight);
+ep_status epc_await_end(epc_flight *flight);
+ep_status epc_outcome(const epc_flight *flight);
+/* Waits for a call without an event, frees it and returns how it went. */
+ep_status epc_end(epc_flight *flight);
+void epc_fill_comm(epc_buffer *b, epc_comm *comm);
+uint32_t epc_mask_word(const epc_buffer *b);
+
+ep_status epc_event_wait(void *event);
+ep_status epc_event_query(void *event);
+ep_status epc_event_stream_wait(void *event, void *stream);
+void epc_event_free(void *event);
+
+/* plan.c */
+ep_status epc_choose_blocks(const epc_buffer *b, const char *call, int32_t num_sms, int *blocks);
+ep_status epc_use_scratch(epc_buffer *b, size_t bytes, uint8_t **memory);
+ep_status epc_find_table(epc_buffer *b, const char *call, int64_t num_experts,
+                         const int32_t *expert_rank, epc_table **table);
+
+ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d);
+void epc_plan_units(epc_dispatch_params *p);
+ep_status epc_plan_scratch(epc_buffer *b, epc_dispatch *d);
+
+static inline size_t epc_padded(size_t bytes)
+{
+    return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
+}
+
+/* backend.c */
+ep_status epc_reject(ep_buffer *buffer, const char *call, ep_status status);
+
+/* dispatch.c */
+ep_status epc_resolve(epc_flight *flight);
+ep_status epc_dispatch_call(ep_buffer *buffer, const ep_dispatch_args *args, ep_recv *recv,
+                            ep_event **event);
+ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward_args *args,
+                                    ep_recv *recv, ep_event **event);
+void epc_recv_release(void *owner);
+
+/* handle.c */
+ep_status epc_handle_new(epc_buffer *b, const ep_handle *public, bool weights, epc_handle **out);
+ep_status epc_handle_fetch(ep_handle *handle);
+void epc_handle_free(ep_handle *handle);
+void epc_handle_drop(epc_handle *handle);
+
+/* low_latency.c */
+ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
+                               ep_event **event);
+ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event);
+ep_status epc_ll_combine_buffer_call(ep_buffer *buffer, ep_handle *handle, ep_tensor *y);
+void epc_ll_recv_release(void *owner);
+void epc_ll_handle_free(ep_handle *handle);
+void epc_ll_destroy(epc_buffer *b);
+/* This rank's part of a low-latency call that it refuses. */
+ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status);
+ep_status epc_run_second(epc_flight *flight, void *stream);
+
+/* combine.c */
+/* How the ring of a combine is cut; returns its shared memory. */
+size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, int32_t *bulk,
+                     int32_t *pieces, int32_t *piece_bytes, int32_t *slots);
+ep_status epc_combine_call(ep_buffer *buffer, const ep_combine_args *args, ep_event **event);
+ep_status epc_dispatch_backward_call(ep_buffer *buffer, const ep_dispatch_backward_args *args,
+                                     ep_event **event);
+
+/* What a combine kernel reads and writes. */
+typedef struct epc_combine_call_args {
+    const char *call;
+    ep_tensor y, row_weights, topk_weights, bias[2], out, out_weights, dot;
+    bool weighted;
+    ep_handle *handle;
+    ep_event *previous;
+    void *stream;
+    int32_t num_sms;
+} epc_combine_call_args;
+ep_status epc_combine_run(ep_buffer *buffer, const epc_combine_call_args *args, ep_event **event);
+
+/* A tensor's place as peers reach it, copied into the window where they do not. */
+ep_status epc_expose(epc_buffer *b, epc_flight *flight, const ep_tensor *tensor, int64_t rows,
+                     int *place, int64_t *offset, size_t *stride);
+
+#endif

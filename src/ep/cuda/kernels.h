@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: MIT */
+/* The kernels as host code starts them. Return values are cudaError_t. */
+#ifndef EPI_EP_CUDA_KERNELS_H
+#define EPI_EP_CUDA_KERNELS_H
+
+#include "ep/cuda/shared.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Shared memory of a dispatch: its tables, then either the layout's words or the rows' stages. */
+size_t epc_dispatch_tables_bytes(int ranks, int columns);
+size_t epc_layout_bytes(int ranks, int experts, int by_expert, int warps);
+
+/* Loads the kernel, so that no launch has to while a peer's kernel waits. */
+int epc_dispatch_prepare(int max_shared);
+int epc_dispatch_launch(const epc_dispatch_params *params, int blocks, size_t shared, void *stream);
+
+int epc_combine_prepare(int max_shared);
+int epc_combine_launch(const epc_combine_params *params, int blocks, size_t shared, void *stream);
+
+/* Halves of a call, and whole calls. */
+enum {
+    EPC_LL_SEND,
+    EPC_LL_RECEIVE,
+    EPC_LL_OUTPUTS,
+    EPC_LL_COMBINE,
+    EPC_LL_DISPATCH,
+    EPC_LL_COMBINE_BOTH
+};
+/* Shared memory of a receive. A send needs 4 bytes for each (expert of the block, word). */
+size_t epc_ll_recv_shared(int ranks, int num_local, int words);
+int epc_ll_prepare(int max_shared);
+int epc_ll_launch(int which, const epc_ll_params *params, int blocks, size_t shared, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,697 @@
+/* SPDX-License-Identifier: MIT */
+/* Low latency on the device: memory of a shape, and two launches a call. */
+#include "ep/cuda/internal.h"
+#include "ep/ll.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* What ranks must agree on; compared as bytes. */
+typedef struct ll_shape {
+    int64_t max_tokens, hidden, num_experts, expert_rows, table_sum;
+    int32_t topk, wire, scale, overflow;
+    uint32_t masked, unused;
+} ll_shape;
+
+typedef struct ll_slot {
+    bool in_use;
+    epc_block *own; /* x, scales and the small arrays of results */
+    uint8_t *x;
+    uint32_t *scales;
+    int32_t *count, *dropped, *source_token;
+    int64_t *range;
+} ll_slot;
+
+typedef struct epc_ll {
+    ll_shape shape;
+    epc_table *table;
+    int num_local, max_local, words, scale_count;
+    int64_t row_bytes;
+    epc_ll_area area;
+    epc_block *areas; /* of both slots, one behind the other */
+    uint32_t place[EPC_MAX_RANKS];
+    int64_t offset[EPC_MAX_RANKS]; /* of slot 0's; slot 1 follows */
+    ll_slot slot[2];
+    uint64_t calls;
+} epc_ll;
+
+/* A result: what combine needs of it. */
+struct epc_ll_handle {
+    epi_ll_result *core; /* what the core checks arguments with */
+    epi_ll core_shape;
+    epc_ll *ll;
+    epc_block *block;
+    int32_t *ids, *position;
+};
+
+static int64_t align(int64_t bytes)
+{
+    return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
+}
+
+/* ---------------------------------------------------------------- memory of a shape */
+
+static int64_t logfmt_row_bytes(int64_t hidden)
+{
+    int64_t chunk = hidden % 1024 ? 512 : 1024, chunks = (hidden + chunk - 1) / chunk;
+    return (chunks + 31) / 32 * 4 + hidden * 2;
+}
+
+static void lay_out(const epc_buffer *b, epc_ll *ll)
+{
+    const ll_shape *s = &ll->shape;
+    epc_ll_area *area = &ll->area;
+    int64_t per = s->scale == EP_SCALE_UE8M0 ? 512 : 128, at = 0;
+    ll->words = (int)((s->max_tokens + 31) / 32);
+    ll->row_bytes = s->wire == EP_E4M3 ? s->hidden : 2 * s->hidden;
+    ll->scale_count = s->wire == EP_E4M3 ? (int)((s->hidden + per - 1) / per) : 0;
+    area->bits = at;
+    at += align((int64_t)b->num_ranks * ll->max_local * ll->words * 8);
+    area->begin = at;
+    at += align(s->num_experts * 8);
+    area->fields = at;
+    at += align((int64_t)b->num_ranks * EPC_Y_FIELDS * 8);
+    area->rows = at;
+    at += align(s->max_tokens * ll->row_bytes);
+    area->scales = at;
+    at += align(s->max_tokens * ll->scale_count * 4);
+    area->y = at;
+    at += align((int64_t)ll->max_local * s->expert_rows * (logfmt_row_bytes(s->hidden) + 15) / 16 *
+                16);
+    area->bytes = at;
+}
+
+static ep_status take_slot_memory(epc_buffer *b, epc_ll *ll, ll_slot *slot)
+{
+    int64_t rows = ll->num_local * ll->shape.expert_rows;
+    int64_t x = align(rows * ll->row_bytes), scales = align(rows * ll->scale_count * 4),
+            tokens = align(rows * 4);
+    int64_t small = align(ll->num_local * 4),
+            range = align((int64_t)ll->num_local * b->num_ranks * 8);
+    EPI_TRY(epc_take(b, (size_t)(x + scales + tokens + 2 * small + range), &slot->own));
+    uint8_t *at = slot->own->memory;
+    slot->x = at;
+    slot->scales = (uint32_t *)(at + x);
+    slot->source_token = (int32_t *)(at + x + scales);
+    slot->count = (int32_t *)(at + x + scales + tokens);
+    slot->dropped = (int32_t *)(at + x + scales + tokens + small);
+    slot->range = (int64_t *)(at + x + scales + tokens + 2 * small);
+    return EP_OK;
+}
+
+static void free_ll(epc_buffer *b, epc_ll *ll)
+{
+    if (!ll)
+        return;
+    epc_give(b, ll->areas);
+    for (int i = 0; i < 2; i++)
+        epc_give(b, ll->slot[i].own);
+    free(ll);
+}
+
+void epc_ll_destroy(epc_buffer *b)
+{
+    free_ll(b, b->ll);
+    b->ll = NULL;
+}
+
+/* What ranks show each other while a shape is set up. */
+typedef struct setup {
+    int64_t status, lacks, offset;
+    uint32_t place, unused;
+    ll_shape shape;
+    char text[160];
+} setup;
+
+static ep_status exchange(epc_buffer *b, setup *own, setup *all)
+{
+    if (own->status != EP_OK)
+        strncpy(own->text, ep_last_error(), sizeof own->text - 1);
+    EPI_TRY(epc_core.allgather(b->buffer->group, own, all, sizeof *own));
+    for (int r = 0; r < b->num_ranks; r++) {
+        if (b->buffer->group->masked[r])
+            continue;
+        if (all[r].status != EP_OK)
+            return r == b->rank ? epi_fail((ep_status)own->status, "%s", own->text)
+                                : epi_fail(EP_ERR_ABORTED, "ep_ll_dispatch: rank %d failed: %s", r,
+                                           all[r].text);
+        if (memcmp(&all[r].shape, &own->shape, sizeof own->shape) != 0)
+            return epi_fail(EP_ERR_MISMATCH,
+                            "ep_ll_dispatch: ranks %d and %d disagree on max_tokens, hidden, "
+                            "num_experts, expert_rank, "
+                            "max_expert_rows, topk, wire, scale, overflow or the masked ranks",
+                            b->rank, r);
+    }
+    return EP_OK;
+}
+
+/* Collective: room for both areas in every rank's window, known to every rank. */
+static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *all)
+{
+    setup own;
+    size_t bytes = 2 * (size_t)ll->area.bytes;
+    memset(&own, 0, sizeof own);
+    own.shape = ll->shape;
+    own.status = mine;
+    ll->areas = mine == EP_OK ? epc_take_shared(b, bytes) : NULL;
+    own.lacks = ll->areas == NULL;
+    EPI_TRY(exchange(b, &own, all));
+    bool any = false;
+    for (int r = 0; r < b->num_ranks; r++)
+        any |= !b->buffer->group->masked[r] && all[r].lacks;
+    if (any) {
+        EPI_TRY(epc_grow(b, "ep_ll_dispatch", ll->areas ? 0 : bytes));
+        if (!ll->areas)
+            ll->areas = epc_take_shared(b, bytes);
+    }
+    int place = 0;
+    if (!ll->areas)
+        own.status = epi_fail(EP_ERR_CAPACITY,
+                              "ep_ll_dispatch: the window has no %zu bytes in one piece", bytes);
+    else
+        epc_locate(b, ll->areas->memory, bytes, &place, &own.offset);
+    own.place = (uint32_t)place;
+    /* Words of an earlier use must not pass for ones to come. */
+    if (own.status == EP_OK)
+        own.status = epi_gpu_zero(ll->areas->memory, bytes);
+    EPI_TRY(exchange(b, &own, all));
+    for (int r = 0; r < b->num_ranks; r++) {
+        ll->place[r] = all[r].place;
+        ll->offset[r] = all[r].offset;
+    }
+    return EP_OK;
+}
+
+static ep_status check_limits(const epc_buffer *b, const epc_ll *ll, int blocks)
+{
+    size_t room = (size_t)b->gpu.max_shared - 12 * 1024;
+    size_t send = ((size_t)ll->shape.num_experts + (size_t)blocks - 1) / (size_t)blocks *
+                  (size_t)ll->words * 4;
+    if (send > room || epc_ll_recv_shared(b->num_ranks, ll->num_local, ll->words) > room)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "ep_ll_dispatch: max_tokens is %lld; with %d experts here from %d ranks a "
+                        "multiprocessor has "
+                        "no room for their bitmaps",
+                        (long long)ll->shape.max_tokens, ll->num_local, b->num_ranks);
+    return EP_OK;
+}
+
+static ep_status set_up(epc_buffer *b, const ll_shape *shape, epc_table *table, int blocks)
+{
+    epc_ll *ll = calloc(1, sizeof *ll);
+    setup *all = calloc((size_t)b->num_ranks, sizeof *all);
+    if (!ll || !all) {
+        free(ll);
+        free(all);
+        return epi_fail(EP_ERR_MEMORY, "ep_ll_dispatch: out of memory"); /* the others time out */
+    }
+    ll->shape = *shape;
+    ll->table = table;
+    ll->num_local = table->num_local;
+    ll->max_local = table->max_local;
+    lay_out(b, ll);
+    ep_status status = check_limits(b, ll, blocks);
+    for (int i = 0; i < 2 && status == EP_OK; i++)
+        status = take_slot_memory(b, ll, &ll->slot[i]);
+    status = share_areas(b, ll, status, all);
+    free(all);
+    if (status != EP_OK) {
+        free_ll(b, ll);
+        return status;
+    }
+    b->ll = ll;
+    return EP_OK;
+}
+
+/* Uses the memory there is, or makes some; then every rank does, as all see the same change. */
+static ep_status prepare_shape(epc_buffer *b, const ll_shape *shape, epc_table *table, int blocks,
+                               bool capturing)
+{
+    epc_ll *ll = b->ll;
+    if (ll && memcmp(&ll->shape, shape, sizeof *shape) == 0)
+        return EP_OK;
+    if (capturing)
+        return epi_fail(
+            EP_ERR_STATE,
+            "ep_ll_dispatch: the first call with a shape waits for every rank and can't be "
+            "captured; make it once before");
+    if (ll && (ll->slot[0].in_use || ll->slot[1].in_use))
+        return epi_fail(EP_ERR_STATE, "ep_ll_dispatch: the shape (or the set of masked ranks) "
+                                      "differs from that of a result still "
+                                      "alive; release it with ep_ll_recv_release first");
+    if (ll && b->has_last)
+        EPI_TRY(epi_gpu_event_wait(b->last_done));
+    epc_ll_destroy(b);
+    return set_up(b, shape, table, blocks);
+}
+
+/* ---------------------------------------------------------------- handles */
+
+void epc_ll_handle_free(ep_handle *handle)
+{
+    struct epc_ll_handle *own = ((epc_handle *)handle->device)->ll;
+    handle->ll = NULL;
+    epc_give(((epc_handle *)handle->device)->owner, own->block);
+    free(own->core);
+    free(own);
+}
+
+static ep_status new_ll_handle(epc_buffer *b, const ep_ll_dispatch_args *args, int slot,
+                               ep_handle **out)
+{
+    epc_ll *ll = b->ll;
+    size_t links = (size_t)(args->x.shape[0] * args->topk_idx.shape[1]),
+           bytes = (size_t)align((int64_t)links * 4);
+    ep_handle *handle = epc_core.handle_new(b->buffer);
+    epc_handle *device = calloc(1, sizeof *device);
+    struct epc_ll_handle *own = calloc(1, sizeof *own);
+    epi_ll_result *core = calloc(1, sizeof *core);
+    ep_status status = handle && device && own
+                           ? epc_take(b, 2 * bytes, &own->block)
+                           : epi_fail(EP_ERR_MEMORY, "ep_ll_dispatch: out of memory");
+    if (status != EP_OK) {
+        if (handle)
+            epc_core.handle_release(handle);
+        free(device);
+        free(own);
+        free(core);
+        return status;
+    }
+    atomic_init(&device->holders, 1);
+    device->owner = b;
+    device->ll = own;
+    device->fetched = true;
+    own->ll = ll;
+    own->core = core;
+    own->ids = (int32_t *)own->block->memory;
+    own->position = (int32_t *)(own->block->memory + bytes);
+    own->core->ll = &own->core_shape;
+    own->core->slot = slot;
+    own->core->num_tokens = args->x.shape[0];
+    own->core->topk = (int)args->topk_idx.shape[1];
+    own->core_shape.shape.expert_rows = ll->shape.expert_rows;
+    own->core_shape.shape.hidden = ll->shape.hidden;
+    handle->device = device;
+    handle->ll = own->core;
+    handle->num_tokens = args->x.shape[0];
+    handle->topk = own->core->topk;
+    handle->hidden = ll->shape.hidden;
+    handle->num_experts = ll->shape.num_experts;
+    handle->num_local = ll->num_local;
+    *out = handle;
+    return EP_OK;
+}
+
+/* ---------------------------------------------------------------- launches */
+
+static void describe_shape(epc_buffer *b, const epc_ll *ll, int slot, epc_flight *flight,
+                           epc_ll_params *p)
+{
+    memset(p, 0, sizeof *p);
+    epc_fill_comm(b, &p->comm);
+    p->report = flight->report;
+    p->serial = flight->serial;
+    p->timeout_ns = b->buffer->group->timeout_ms * 1000000;
+    p->slot = slot;
+    p->hidden = (int32_t)ll->shape.hidden;
+    p->topk = ll->shape.topk;
+    p->num_experts = (int32_t)ll->shape.num_experts;
+    p->num_local = ll->num_local;
+    p->max_local = ll->max_local;
+    p->max_tokens = (int32_t)ll->shape.max_tokens;
+    p->words = ll->words;
+    p->expert_rows = (int32_t)ll->shape.expert_rows;
+    p->overflow_drops = ll->shape.overflow == EP_OVERFLOW_DROP;
+    p->quantise = ll->shape.wire == EP_E4M3;
+    p->scale_kind = ll->shape.scale;
+    p->scale_count = ll->scale_count;
+    p->row_bytes = ll->row_bytes;
+    p->area = ll->area;
+    for (int r = 0; r < b->num_ranks; r++) {
+        p->place[r] = ll->place[r];
+        p->offset[r] = ll->offset[r] + slot * ll->area.bytes;
+    }
+    p->expert_rank = ll->table->rank;
+    p->expert_local = ll->table->local;
+    p->expert_order = ll->table->order;
+    p->count = ll->slot[slot].count;
+    p->verify = b->buffer->config.verify;
+}
+
+static ep_status start_kernel(int which, const epc_ll_params *p, int blocks, size_t shared,
+                              void *stream)
+{
+    return epi_gpu_check(epc_ll_launch(which, p, blocks, shared, stream), "cudaLaunchKernel");
+}
+
+/* The receiving half of a call, on the stream of whoever asks for it. */
+ep_status epc_run_second(epc_flight *flight, void *stream)
+{
+    epc_second *second = flight->second;
+    epc_buffer *b = flight->owner;
+    bool captured = flight->serial == 0;
+    if (stream != flight->stream && !captured)
+        EPI_TRY(epi_gpu_stream_wait_event(stream, flight->done));
+    if (b->has_last && b->last_stream != stream && !captured)
+        EPI_TRY(epi_gpu_stream_wait_event(stream, b->last_done));
+    EPI_TRY(start_kernel(second->kernel, &second->params, second->blocks, second->shared, stream));
+    free(second);
+    flight->second = NULL;
+    flight->stream = stream;
+    if (captured)
+        return EP_OK;
+    EPI_TRY(epi_gpu_event_record(flight->done, stream));
+    b->last_stream = stream;
+    b->has_last = true;
+    return epi_gpu_event_record(b->last_done, stream);
+}
+
+/* A kernel, its blocks and their shared memory. */
+typedef struct launch {
+    int kernel, blocks;
+    size_t shared;
+} launch;
+
+/* The whole call at once, or its first half now and its second when a hook asks for it. */
+static ep_status launch_call(epc_flight *flight, const epc_ll_params *p, launch whole, launch first,
+                             launch second, bool hook)
+{
+    if (!hook)
+        return start_kernel(whole.kernel, p, whole.blocks, whole.shared, flight->stream);
+    epc_second *later = malloc(sizeof *later);
+    if (!later)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", flight->call);
+    *later = (epc_second){
+        .params = *p, .kernel = second.kernel, .blocks = second.blocks, .shared = second.shared};
+    ep_status status = start_kernel(first.kernel, p, first.blocks, first.shared, flight->stream);
+    if (status != EP_OK)
+        free(later);
+    else
+        flight->second = later;
+    return status;
+}
+
+/* ---------------------------------------------------------------- dispatch */
+
+static ep_tensor device_tensor(const epc_buffer *b, void *data, ep_dtype dtype, int ndim,
+                               int64_t n0, int64_t n1, int64_t n2)
+{
+    ep_tensor t = EP_TENSOR_NONE;
+    t.data = data;
+    t.dtype = dtype;
+    t.ndim = ndim;
+    t.shape[0] = n0;
+    t.shape[1] = ndim > 1 ? n1 : 0;
+    t.shape[2] = ndim > 2 ? n2 : 0;
+    t.stride[ndim - 1] = 1;
+    for (int i = ndim - 2; i >= 0; i--)
+        t.stride[i] = t.stride[i + 1] * t.shape[i + 1];
+    t.device = EP_DEVICE_CUDA;
+    t.device_index = b->device;
+    return t;
+}
+
+static void fill_recv(epc_buffer *b, int slot, bool by_column, ep_handle *handle, ep_ll_recv *out)
+{
+    const epc_ll *ll = b->ll;
+    const ll_slot *own = &ll->slot[slot];
+    int64_t local = ll->num_local, room = ll->shape.expert_rows, columns = ll->scale_count;
+    ep_ll_recv recv = EP_LL_RECV_INIT;
+    recv.x = device_tensor(b, own->x, (ep_dtype)ll->shape.wire, 3, local, room, ll->shape.hidden);
+    if (columns) {
+        recv.scales =
+            device_tensor(b, own->scales, ll->shape.scale == EP_SCALE_UE8M0 ? EP_UE8M0X4 : EP_F32,
+                          3, local, room, columns);
+        if (by_column) {
+            recv.scales.stride[1] = 1;
+            recv.scales.stride[2] = room;
+        }
+    }
+    recv.count = device_tensor(b, own->count, EP_I32, 1, local, 0, 0);
+    recv.dropped = device_tensor(b, own->dropped, EP_I32, 1, local, 0, 0);
+    recv.source_token = device_tensor(b, own->source_token, EP_I32, 2, local, room, 0);
+    recv.source_range = device_tensor(b, own->range, EP_I64, 2, local, b->num_ranks, 0);
+    recv.handle = handle;
+    recv.owner = handle;
+    atomic_fetch_add(&handle->holders, 1);
+    recv.size = out->size;
+    memcpy(out, &recv, recv.size < sizeof recv ? recv.size : sizeof recv);
+}
+
+static ep_status dispatch_with(epc_buffer *b, epc_flight *flight, const ep_ll_dispatch_args *args,
+                               int slot, ep_handle *handle, int blocks, bool hook)
+{
+    const epc_ll *ll = b->ll;
+    const struct epc_ll_handle *own = ((epc_handle *)handle->device)->ll;
+    epc_ll_params p;
+    describe_shape(b, ll, slot, flight, &p);
+    p.num_tokens = (int32_t)args->x.shape[0];
+    p.x = args->x.data;
+    p.x_stride = args->x.stride[0] * 2;
+    p.ids = args->topk_idx.data;
+    p.id_stride = args->topk_idx.stride[0];
+    p.id_bytes = args->topk_idx.dtype == EP_I64 ? 8 : 4;
+    p.saved_ids = own->ids;
+    p.position = own->position;
+    p.scales_by_column = args->scales_by_column;
+    p.recv_x = ll->slot[slot].x;
+    p.recv_scales = ll->slot[slot].scales;
+    p.dropped = ll->slot[slot].dropped;
+    p.source_token = ll->slot[slot].source_token;
+    p.range = ll->slot[slot].range;
+    p.expert_tokens = args->expert_tokens.data;
+    p.expert_tokens_stride = args->expert_tokens.stride[0];
+    p.wait_cost = args->wait_cost.data;
+    p.wait_cost_stride = args->wait_cost.stride[0];
+    size_t send =
+        ((size_t)p.num_experts + (size_t)blocks - 1) / (size_t)blocks * (size_t)p.words * 4;
+    size_t recv = epc_ll_recv_shared(b->num_ranks, p.num_local, p.words);
+    return launch_call(flight, &p, (launch){EPC_LL_DISPATCH, blocks, send > recv ? send : recv},
+                       (launch){EPC_LL_SEND, blocks, send}, (launch){EPC_LL_RECEIVE, blocks, recv},
+                       hook);
+}
+
+static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
+                                  const ep_ll_dispatch_args *args, int *blocks)
+{
+    epc_table *table;
+    ll_shape shape;
+    EPI_TRY(epc_choose_blocks(b, flight->call, args->num_sms, blocks));
+    EPI_TRY(epc_find_table(b, flight->call, args->num_experts, args->expert_rank, &table));
+    memset(&shape, 0, sizeof shape);
+    shape.max_tokens = args->max_tokens;
+    shape.hidden = args->x.shape[1];
+    shape.num_experts = args->num_experts;
+    shape.expert_rows =
+        args->max_expert_rows ? args->max_expert_rows : args->max_tokens * b->num_ranks;
+    shape.table_sum = table->sum;
+    shape.topk = (int32_t)args->topk_idx.shape[1];
+    shape.wire = args->wire;
+    shape.scale = args->wire == EP_E4M3 ? args->scale : 0;
+    shape.overflow = args->overflow;
+    shape.masked = epc_mask_word(b);
+    if (shape.expert_rows * table->num_local > INT32_MAX)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: max_expert_rows is %lld for %d experts; on CUDA their product must be "
+                        "below 2147483648",
+                        flight->call, (long long)shape.expert_rows, table->num_local);
+    return prepare_shape(b, &shape, table, *blocks, flight->serial == 0);
+}
+
+ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
+                               ep_event **event)
+{
+    epc_buffer *b = epc_of(buffer);
+    const char *call = "ep_ll_dispatch";
+    bool hook = event && args->completion == EP_COMPLETE_BY_HOOK;
+    epc_flight *flight;
+    ep_handle *handle = NULL;
+    int blocks = 0, slot = 0;
+    ep_status status = epc_begin(b, call, args->stream, args->previous, &flight);
+    if (status != EP_OK)
+        return epc_reject(buffer, call, status);
+    status = prepare_dispatch(b, flight, args, &blocks);
+    if (status == EP_OK) {
+        slot = (int)(b->ll->calls & 1);
+        if (b->ll->slot[slot].in_use)
+            status = epi_fail(
+                EP_ERR_STATE,
+                "%s: two results are alive; release the older with ep_ll_recv_release first", call);
+    }
+    if (status == EP_OK)
+        status = new_ll_handle(b, args, slot, &handle);
+    if (status == EP_OK)
+        status = dispatch_with(b, flight, args, slot, handle, blocks, hook);
+    if (status != EP_OK) {
+        if (handle)
+            epc_core.handle_release(handle);
+        epc_cancel(flight);
+        return epc_reject(buffer, call, status);
+    }
+    b->ll->calls++;
+    b->ll->slot[slot].in_use = true;
+    flight->handle = handle;
+    atomic_fetch_add(&handle->holders, 1);
+    fill_recv(b, slot, args->scales_by_column, handle, recv);
+    return epc_launched(flight, event);
+}
+
+void epc_ll_recv_release(void *memory)
+{
+    ep_handle *handle = memory;
+    epc_buffer *b = ((epc_handle *)handle->device)->owner;
+    struct epc_ll_handle *own = ((epc_handle *)handle->device)->ll;
+    if (b->ll == own->ll)
+        b->ll->slot[own->core->slot].in_use = false;
+    own->core->retired = true;
+    epc_core.handle_release(handle);
+}
+
+/* ---------------------------------------------------------------- refusals */
+
+/* Both halves of a call that moves nothing and tells the others to stop waiting. */
+static ep_status launch_refusal(epc_buffer *b, epc_flight *flight, bool combine)
+{
+    epc_ll_params p;
+    int slot = (int)((combine ? b->ll->calls - 1 : b->ll->calls) & 1);
+    describe_shape(b, b->ll, slot, flight, &p);
+    p.refused = 1;
+    int kernel = combine ? EPC_LL_COMBINE_BOTH : EPC_LL_DISPATCH;
+    size_t shared = epc_ll_recv_shared(b->num_ranks, p.num_local, p.words);
+    return start_kernel(kernel, &p, 1, combine ? 0 : shared, flight->stream);
+}
+
+ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status)
+{
+    epc_flight *flight;
+    if (!b->ll) { /* the others are setting memory up */
+        setup own, *all = calloc((size_t)b->num_ranks, sizeof *all);
+        memset(&own, 0, sizeof own);
+        own.status = status;
+        if (all && !combine)
+            exchange(b, &own, all);
+        free(all);
+        return status;
+    }
+    EPI_TRY(epc_begin(b, "a refused call", b->stream, NULL, &flight));
+    ep_status launched = launch_refusal(b, flight, combine);
+    if (launched != EP_OK) {
+        epc_cancel(flight);
+        return launched;
+    }
+    if (!combine)
+        b->ll->calls++;
+    flight->claimed = true;
+    return epc_launched(flight, NULL);
+}
+
+/* ---------------------------------------------------------------- combine */
+
+static ep_tensor send_buffer(const epc_buffer *b, const struct epc_ll_handle *own)
+{
+    const epc_ll *ll = own->ll;
+    uint8_t *area = ll->areas->memory + own->core->slot * ll->area.bytes;
+    return device_tensor(b, area + ll->area.y, EP_BF16, 3, ll->num_local, ll->shape.expert_rows,
+                         ll->shape.hidden);
+}
+
+/* Whether peers can read y where it is: rows of experts must follow each other. */
+static bool readable(epc_buffer *b, const ep_tensor *y, int *place, int64_t *offset)
+{
+    int64_t rows = y->shape[0] * y->shape[1];
+    size_t bytes = rows ? (size_t)((rows - 1) * y->stride[1] + y->shape[2]) * 2 : 0;
+    if ((y->shape[0] > 1 && y->stride[0] != y->shape[1] * y->stride[1]) ||
+        y->stride[1] * 2 > UINT32_MAX)
+        return false;
+    return bytes == 0 || epc_locate(b, y->data, bytes, place, offset) ||
+           epc_export(b, y->data, bytes, place, offset);
+}
+
+/* y as the other ranks will find it. */
+static void place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
+                          const ep_ll_combine_args *args, epc_ll_params *p)
+{
+    const epc_ll *ll = own->ll;
+    int place = 0;
+    int64_t offset = 0, stride = args->y.stride[1] * 2;
+    ep_tensor area = send_buffer(b, own);
+    p->encode = args->wire == EP_COMBINE_LOGFMT10;
+    p->encoded_stride = (logfmt_row_bytes(ll->shape.hidden) + 15) / 16 * 16;
+    bool in_area = args->y.data == area.data,
+         in_place = !p->encode && readable(b, &args->y, &place, &offset);
+    if (!in_place) {
+        p->y = args->y.data;
+        p->y_expert_stride = args->y.stride[0] * 2;
+        p->y_row_stride = args->y.stride[1] * 2;
+        place = (int)p->place[b->rank];
+        offset = p->offset[b->rank] + ll->area.y;
+        stride = p->encode ? p->encoded_stride : ll->shape.hidden * 2;
+    }
+    p->outside = in_place && !in_area;
+    p->field[EPC_Y_PLACE] = (uint32_t)place;
+    p->field[EPC_Y_OFFSET_LO] = (uint32_t)offset;
+    p->field[EPC_Y_OFFSET_HI] = (uint32_t)((uint64_t)offset >> 32);
+    p->field[EPC_Y_STRIDE] = (uint32_t)stride;
+    p->field[EPC_Y_ENCODED] = (uint32_t)p->encode;
+}
+
+static ep_status combine_with(epc_buffer *b, epc_flight *flight, const struct epc_ll_handle *own,
+                              const ep_ll_combine_args *args, int blocks, bool hook)
+{
+    epc_ll_params p;
+    uint8_t *scratch;
+    describe_shape(b, own->ll, own->core->slot, flight, &p);
+    if (args->wire == EP_COMBINE_LOGFMT10 && args->y.data == send_buffer(b, own).data)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "ep_ll_combine: y is the send buffer, which rows are encoded to; on CUDA "
+                        "EP_COMBINE_LOGFMT10 needs y elsewhere");
+    p.num_tokens = (int32_t)own->core->num_tokens;
+    p.ids = args->topk_idx.data;
+    p.id_stride = args->topk_idx.stride[0];
+    p.id_bytes = args->topk_idx.dtype == EP_I64 ? 8 : 4;
+    p.saved_ids = own->ids;
+    p.position = own->position;
+    p.weights = args->topk_weights.data;
+    p.weight_stride = args->topk_weights.stride[0];
+    p.out = args->out.data;
+    p.out_stride = args->out.stride[0] * 2;
+    p.wait_cost = args->wait_cost.data;
+    p.wait_cost_stride = args->wait_cost.stride[0];
+    place_outputs(b, own, args, &p);
+    EPI_TRY(epc_use_scratch(
+        b, (size_t)blocks * (size_t)(p.num_tokens * p.topk) * sizeof(epc_entry) + 1, &scratch));
+    p.entries = (epc_entry *)scratch;
+    size_t shared =
+        epc_plan_ring(b, p.hidden, EP_BF16, &p.bulk, &p.pieces, &p.piece_bytes, &p.slots);
+    return launch_call(flight, &p, (launch){EPC_LL_COMBINE_BOTH, blocks, shared},
+                       (launch){EPC_LL_OUTPUTS, p.y ? blocks : 1, 0},
+                       (launch){EPC_LL_COMBINE, blocks, shared}, hook);
+}
+
+ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event)
+{
+    epc_buffer *b = epc_of(buffer);
+    struct epc_ll_handle *own = ((epc_handle *)args->handle->device)->ll;
+    bool hook = event && args->completion == EP_COMPLETE_BY_HOOK;
+    epc_flight *flight;
+    int blocks = 0;
+    ep_status status = epc_begin(b, "ep_ll_combine", args->stream, args->previous, &flight);
+    if (status != EP_OK)
+        return epc_reject(buffer, "ep_ll_combine", status);
+    status = epc_choose_blocks(b, flight->call, args->num_sms, &blocks);
+    if (status == EP_OK)
+        status = combine_with(b, flight, own, args, blocks, hook);
+    if (status != EP_OK) {
+        epc_cancel(flight);
+        return epc_reject(buffer, "ep_ll_combine", status);
+    }
+    flight->handle = args->handle;
+    atomic_fetch_add(&flight->handle->holders, 1);
+    return epc_launched(flight, event);
+}
+
+ep_status epc_ll_combine_buffer_call(ep_buffer *buffer, ep_handle *handle, ep_tensor *y)
+{
+    *y = send_buffer(epc_of(buffer), ((epc_handle *)handle->device)->ll);
+    return EP_OK;
+}

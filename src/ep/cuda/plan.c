@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: MIT */
+/* What calls share before they launch: blocks, expert tables, scratch, and how shared memory is
+ * cut. */
+#include "ep/cuda/internal.h"
+
+#include <stdlib.h>
+
+static int smaller(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+/* Memory that only kernels of this buffer use, one after the other. What a graph has captured
+   keeps its address: smaller blocks are freed with the buffer. */
+ep_status epc_use_scratch(epc_buffer *b, size_t bytes, uint8_t **memory)
+{
+    if (!b->scratch || b->scratch->bytes < bytes) {
+        epc_block *more;
+        if (b->scratch && b->num_old == (int)(sizeof b->old_scratch / sizeof *b->old_scratch))
+            return epi_fail(EP_ERR_MEMORY, "scratch memory has grown %d times", b->num_old);
+        EPI_TRY(epc_take(b, 2 * bytes, &more));
+        if (b->scratch)
+            b->old_scratch[b->num_old++] = b->scratch;
+        b->scratch = more;
+    }
+    *memory = b->scratch->memory;
+    return EP_OK;
+}
+
+ep_status epc_choose_blocks(const epc_buffer *b, const char *call, int32_t num_sms, int *blocks)
+{
+    int most = b->gpu.multiprocessors / b->sharing;
+    if (num_sms < 0 || num_sms > most)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "%s: num_sms is %d; it must be 0..%d: the device has %d multiprocessors "
+                        "for %d rank%s, and "
+                        "kernels that wait for each other must run at once",
+                        call, (int)num_sms, most, b->gpu.multiprocessors, b->sharing,
+                        b->sharing > 1 ? "s" : "");
+    *blocks = num_sms ? num_sms : smaller(16, most);
+    return EP_OK;
+}
+
+static ep_status put_table(epc_buffer *b, epc_table *table, const epi_experts *experts)
+{
+    size_t n = (size_t)experts->count, step = epc_padded(n * 4);
+    int32_t *order = malloc((n + 1) * sizeof *order);
+    if (!order)
+        return epi_fail(EP_ERR_MEMORY, "out of memory for %zu experts", n);
+    size_t at = 0;
+    for (int r = 0; r < b->num_ranks; r++) {
+        size_t first = at;
+        for (size_t e = 0; e < n; e++)
+            if (experts->rank[e] == r)
+                order[at++] = (int32_t)e;
+        if ((int)(at - first) > table->max_local)
+            table->max_local = (int)(at - first);
+    }
+    ep_status status = epc_take(b, 3 * step, &table->block);
+    if (status == EP_OK) {
+        table->rank = (int32_t *)table->block->memory;
+        table->local = (int32_t *)(table->block->memory + step);
+        table->order = (int32_t *)(table->block->memory + 2 * step);
+        status = epi_gpu_put(table->rank, experts->rank, n * 4);
+    }
+    if (status == EP_OK)
+        status = epi_gpu_put(table->local, experts->local, n * 4);
+    if (status == EP_OK)
+        status = epi_gpu_put(table->order, order, n * 4);
+    free(order);
+    return status;
+}
+
+ep_status epc_find_table(epc_buffer *b, const char *call, int64_t num_experts,
+                         const int32_t *expert_rank, epc_table **out)
+{
+    epi_experts experts;
+    if (num_experts > EPC_MAX_EXPERTS)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: num_experts is %lld; on CUDA it must be at most %d", call,
+                        (long long)num_experts, EPC_MAX_EXPERTS);
+    EPI_TRY(epc_core.experts_init(&experts, call, num_experts, expert_rank, b->num_ranks, b->rank));
+    epc_table *table = b->tables;
+    while (table && (table->count != num_experts || table->sum != experts.table_sum))
+        table = table->next;
+    ep_status status = EP_OK;
+    if (!table) {
+        table = calloc(1, sizeof *table);
+        status = table ? EP_OK : epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
+        if (status == EP_OK) {
+            table->count = num_experts;
+            table->sum = experts.table_sum;
+            table->num_local = experts.num_local;
+            status = put_table(b, table, &experts);
+        }
+        if (status == EP_OK) {
+            table->next = b->tables;
+            b->tables = table;
+        } else if (table) {
+            epc_give(b, table->block);
+            free(table);
+        }
+    }
+    epc_core.experts_free(&experts);
+    *out = table;
+    return status;
+}
+
+/* How a block's shared memory and warps are used. */
+ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d)
+{
+    epc_dispatch_params *p = &d->params;
+    int element = p->dtype == EPC_F32 ? 4 : p->dtype == EPC_E4M3 ? 1 : 2, warps = EPC_THREADS / 32;
+    int64_t row = p->quantise ? (int64_t)p->hidden * element : p->shape.row_bytes;
+    int columns = p->by_expert ? p->num_experts : b->num_ranks;
+    size_t tables = epc_dispatch_tables_bytes(b->num_ranks, columns),
+           room = (size_t)b->gpu.max_shared - 2048;
+    size_t batch = 4096; /* sizeof(epc_batch) */
+    p->layout_warps = warps;
+    while (p->layout_warps > 1 &&
+           epc_layout_bytes(b->num_ranks, p->num_experts, p->by_expert, p->layout_warps) > room)
+        p->layout_warps /= 2;
+    size_t layout = epc_layout_bytes(b->num_ranks, p->num_experts, p->by_expert, p->layout_warps);
+    if (layout > room || tables + 2 * batch + 4096 > room)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: %d experts do not fit a multiprocessor's %zu bytes", d->flight->call,
+                        p->num_experts, room);
+    p->piece_bytes = (int32_t)(row < 16384 ? row : 16384);
+    p->sides = row <= 8192 ? 16 : 8; /* narrow rows: what lies beside them weighs more */
+    if (!p->bulk) {
+        p->sides = smaller(warps, (int)((room - tables) / batch));
+        d->shared = tables + (size_t)p->sides * batch;
+    } else {
+        size_t stage =
+            ((size_t)p->piece_bytes + (p->quantise ? (size_t)p->piece_bytes / 64 + 16 : 0) + 127) /
+            128 * 128;
+        size_t left = room - tables - (size_t)p->sides * batch;
+        int wanted =
+            (int)((p->quantise ? 143360 : 57344) / stage); /* enough in flight, and no more */
+        p->stage_bytes = (int32_t)stage;
+        p->movers =
+            smaller(warps - p->sides, smaller(wanted < 4 ? 4 : wanted, (int)(left / stage)));
+        d->shared = tables + (size_t)p->sides * batch + (size_t)p->movers * stage;
+        if (p->movers < 1)
+            return epi_fail(EP_ERR_UNSUPPORTED, "%s: %d experts leave no room for rows",
+                            d->flight->call, p->num_experts);
+    }
+    if (d->shared < layout)
+        d->shared = layout;
+    return EP_OK;
+}
+
+/* Units of tokens: few enough for their counts to be summed quickly. */
+void epc_plan_units(epc_dispatch_params *p)
+{
+    int batches = (p->num_tokens + 31) / 32,
+        per_unit = (batches + EPC_MAX_UNITS - 1) / EPC_MAX_UNITS;
+    p->unit_tokens = 32 * (per_unit ? per_unit : 1);
+    p->units = (p->num_tokens + p->unit_tokens - 1) / p->unit_tokens;
+}
+
+ep_status epc_plan_scratch(epc_buffer *b, epc_dispatch *d)
+{
+    epc_dispatch_params *p = &d->params;
+    size_t columns = p->by_expert ? (size_t)p->num_experts : (size_t)b->num_ranks;
+    size_t drafts = epc_padded((size_t)p->num_tokens * (size_t)p->topk * sizeof(epc_entry));
+    size_t counts = epc_padded(columns * (size_t)p->units * 4);
+    size_t experts = epc_padded((size_t)p->num_experts * (size_t)d->blocks * 4);
+    uint8_t *memory;
+    if (d->cached)
+        return EP_OK;
+    EPI_TRY(epc_use_scratch(b, drafts + counts + experts, &memory));
+    p->drafts = (epc_entry *)memory;
+    p->unit_counts = (int32_t *)(memory + drafts);
+    p->block_experts = (int32_t *)(memory + drafts + counts);
+    return EP_OK;
+}

@@ -1,0 +1,356 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What host code and kernels of the CUDA backend share: the words ranks
+ * exchange, the state of a buffer on the device, and the kernels' arguments.
+ *
+ * Words that ranks exchange are 64 bits: a value below, the call's epoch above,
+ * stored at once. The reader knows by the epoch that the value belongs to this
+ * call, so values need neither a flag nor a fence of their own. Epochs are
+ * compared as distances modulo 2^32, so they may wrap.
+ */
+#ifndef EPI_EP_CUDA_SHARED_H
+#define EPI_EP_CUDA_SHARED_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define EPC_HD static __host__ __device__ inline
+#else
+#define EPC_HD static inline
+#endif
+
+#define EPC_MAX_RANKS 64
+#define EPC_MAX_EXPERTS 16384
+#define EPC_MAX_PLACES 64 /* memories of one rank that peers can reach: segments, then exports */
+#define EPC_MAX_SEGMENTS 16
+#define EPC_MAX_UNITS 256 /* groups of tokens that a dispatch counts separately */
+#define EPC_THREADS 1024  /* of every block of a normal-mode kernel */
+#define EPC_MAX_TOPK 256
+#define EPC_ALIGN 256 /* of every array in a region of rows */
+
+/* What a call is, as its header says. */
+enum epc_op { EPC_OP_NONE, EPC_OP_DISPATCH, EPC_OP_CACHED, EPC_OP_COMBINE, EPC_OP_REJECT };
+
+/* Words of the header each rank sends to each at the start of a call. Those before
+   EPC_AGREED must be the same on every rank. */
+enum epc_field {
+    EPC_F_OP,
+    EPC_F_HIDDEN,
+    EPC_F_DTYPE,
+    EPC_F_WIRE,
+    EPC_F_SCALE,
+    EPC_F_TOPK,
+    EPC_F_EXPERTS,
+    EPC_F_TABLE,
+    EPC_F_LAYOUT,
+    EPC_F_ALIGNMENT,
+    EPC_F_ID_BYTES,
+    EPC_F_WEIGHTS,
+    EPC_F_HANDLE,
+    EPC_F_MASK,
+    EPC_AGREED,
+    EPC_F_REJECT = EPC_AGREED, /* 0, or the status with which this rank refuses the call */
+    EPC_F_PLACE,               /* dispatch: of the region rows go to; combine: of y */
+    EPC_F_OFFSET_LO,
+    EPC_F_OFFSET_HI,
+    EPC_F_BYTES_LO, /* dispatch: of the region */
+    EPC_F_BYTES_HI,
+    EPC_F_WORST,  /* dispatch: num_worst_tokens */
+    EPC_F_STRIDE, /* combine: bytes from row to row of y */
+    EPC_F_PLACE2, /* combine: of the weights to sum */
+    EPC_F_OFFSET2_LO,
+    EPC_F_OFFSET2_HI,
+    EPC_F_STRIDE2, /* floats from row to row of the weights */
+    EPC_NUM_FIELDS
+};
+#define EPC_HEADER_WORDS 32
+
+/* Each source's flags in each window fill a line that only it writes. */
+enum epc_flag {
+    EPC_FLAG_DONE,   /* epoch of the source's last finished normal call */
+    EPC_FLAG_ABORT,  /* epoch of the last normal call it gave up */
+    EPC_FLAG_LL = 4, /* low latency, EPC_LL_FLAGS for each of two results */
+    EPC_NUM_FLAGS = 32
+};
+enum epc_ll_flag {
+    EPC_LL_ROWS,
+    EPC_LL_PULLED,
+    EPC_LL_Y,
+    EPC_LL_READ,
+    EPC_LL_ABORT,   /* dispatch */
+    EPC_LL_ABORT_Y, /* combine */
+    EPC_LL_FLAGS = 8
+};
+
+/* Head of a window: flags, headers, then counts. */
+EPC_HD size_t epc_flags_offset(int source)
+{
+    return (size_t)source * EPC_NUM_FLAGS * sizeof(uint32_t);
+}
+EPC_HD size_t epc_header_offset(int num_ranks, int source)
+{
+    return epc_flags_offset(num_ranks) + (size_t)source * EPC_HEADER_WORDS * 8;
+}
+EPC_HD size_t epc_counts_offset(int num_ranks, int max_experts, int source)
+{
+    return epc_header_offset(num_ranks, num_ranks) + (size_t)source * (num_ranks + max_experts) * 8;
+}
+EPC_HD size_t epc_control_bytes(int num_ranks, int max_experts)
+{
+    return epc_counts_offset(num_ranks, max_experts, num_ranks);
+}
+
+/* Why a call failed, as the kernel reports it. */
+enum epc_fail {
+    EPC_OK,
+    EPC_FAIL_TIMEOUT,   /* late: ranks not heard from */
+    EPC_FAIL_ABORTED,   /* detail[0]: the rank that gave the call up, [1]: its status or 0 */
+    EPC_FAIL_MISMATCH,  /* detail[0]: field, [1], [2]: two ranks, [3], [4]: their values */
+    EPC_FAIL_CAPACITY,  /* detail[0]: rank, [1], [2]: bytes needed; [3]: 1 when worst is exceeded */
+    EPC_FAIL_ID,        /* detail[0]: token, [1]: place, [2], [3]: the id */
+    EPC_FAIL_DUPLICATE, /* detail[0]: token, [1]: place, [2]: the id */
+    EPC_FAIL_CORRUPT,   /* detail[0]: row, [1]: source rank */
+    EPC_FAIL_REFUSED    /* this rank did not take part */
+};
+
+/* State of a buffer in the device's private memory. */
+typedef struct epc_state {
+    uint32_t epoch;   /* of the last finished normal call */
+    uint32_t arrived; /* blocks that reached the grid's barrier */
+    uint32_t exited;  /* blocks that finished */
+    uint32_t next;    /* token, or item of a combine, that nobody has taken */
+    uint32_t fail;    /* epc_fail of the running call; the first one stays */
+    uint32_t detail[6];
+    uint64_t late;
+    uint32_t ll_epoch[2];   /* of the dispatch that each low-latency result is of */
+    uint32_t ll_combine[2]; /* of the combine */
+    uint32_t ll_failed[2];  /* epoch of the last dispatch that this rank could not send */
+} epc_state;
+
+/* What a kernel tells the host, in pinned memory that both see. */
+typedef struct epc_report { /* 8-byte aligned */
+    uint32_t done;          /* serial of the call, once it has finished */
+    uint32_t fail;          /* epc_fail; written together with `done` */
+    uint32_t counted;       /* serial of the call, once the counts below are there */
+    uint32_t fits;          /* with it: 1 when every rank has room for its rows */
+    uint32_t detail[6];
+    uint64_t late;
+    int64_t num_rows; /* received rows that hold a token */
+    int64_t rows;     /* with padding */
+    /* int32_t rows_between[R * R], tokens_per_expert[L], worst wait follow */
+} epc_report;
+EPC_HD int32_t *epc_report_matrix(epc_report *report)
+{
+    return (int32_t *)(report + 1);
+}
+EPC_HD int32_t *epc_report_experts(epc_report *report, int num_ranks)
+{
+    return epc_report_matrix(report) + num_ranks * num_ranks;
+}
+
+/* A buffer as kernels see it; part of every kernel's arguments, so that reading it costs nothing.
+ */
+typedef struct epc_comm {
+    int32_t rank, num_ranks, max_experts;
+    uint64_t masked; /* ranks that nobody waits for or sends to */
+    epc_state *state;
+    uint8_t *const *places;         /* [EPC_MAX_PLACES * EPC_MAX_RANKS] on the device */
+    uint8_t *window[EPC_MAX_RANKS]; /* place 0 of each rank: begins with the control words */
+} epc_comm;
+
+/* Element kinds of kernels; values of ep_dtype. */
+enum { EPC_BF16 = 1, EPC_F16 = 2, EPC_F32 = 3, EPC_E4M3 = 4 };
+
+/* Arrays of `rows` received rows, in this order in the receiver's region. Every sender computes
+   the same offsets. Source tokens come first: they stay with the handle when the rest is freed. */
+typedef struct epc_row_shape {
+    int64_t row_bytes;   /* of x on the wire */
+    int32_t scale_bytes; /* 0: no scales */
+    int32_t id_bytes;    /* of all top-k ids of a row; 0: none */
+    int32_t weight_bytes;
+    int32_t checksum_bytes; /* 4 in verify mode, else 0 */
+} epc_row_shape;
+
+typedef struct epc_region {
+    int64_t x, scales, ids, weights, checksums, end; /* source tokens are at 0 */
+} epc_region;
+
+EPC_HD int64_t epc_round(int64_t bytes)
+{
+    return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
+}
+EPC_HD epc_region epc_region_of(const epc_row_shape *shape, int64_t rows)
+{
+    epc_region region;
+    region.x = epc_round(rows * (int64_t)sizeof(int32_t));
+    region.scales = region.x + epc_round(rows * shape->row_bytes);
+    region.ids = region.scales + epc_round(rows * shape->scale_bytes);
+    region.weights = region.ids + epc_round(rows * shape->id_bytes);
+    region.checksums = region.weights + epc_round(rows * shape->weight_bytes);
+    region.end = region.checksums + epc_round(rows * shape->checksum_bytes);
+    return region;
+}
+
+/* An entry of a send list: destination rank above, its row below; -1: not sent. */
+typedef int64_t epc_entry;
+
+/* Arguments of the dispatch kernel. */
+typedef struct epc_dispatch_params {
+    epc_comm comm;
+    epc_report *report;
+    uint32_t serial;            /* 0: reports failures only (captured calls) */
+    uint32_t field[EPC_AGREED]; /* what this rank says of the call */
+    uint32_t reject;            /* status, when the host refuses the call */
+    int64_t timeout_ns;
+
+    const uint8_t *x;
+    int64_t x_stride; /* bytes between rows */
+    const uint8_t *scales;
+    int64_t scale_row, scale_column; /* strides of given scales, in elements */
+    const uint8_t *ids;
+    int64_t id_stride; /* elements between rows */
+    const float *weights;
+    int64_t weight_stride;
+
+    int32_t num_tokens, hidden, topk, num_experts, num_local;
+    int32_t id_bytes, dtype, quantise, scale_kind; /* quantise: dtype is the input's */
+    int32_t by_expert, alignment, cached, bulk, verify;
+    int64_t worst;
+    const int32_t *expert_rank;  /* [E] */
+    const int32_t *expert_local; /* [E] local id at its rank */
+    const int32_t *expert_order; /* [E] experts by (rank, local id) */
+    epc_row_shape shape;
+    int32_t scale_count; /* scale words of a row */
+
+    /* of the handle, in this rank's own memory */
+    epc_entry *entries;      /* [T, width] */
+    int32_t width;           /* K */
+    int32_t *rows_at;        /* [R] rows of the region of each receiver */
+    int32_t *matrix;         /* [R * R] rows between ranks */
+    const float *row_weight; /* [T, width], or NULL */
+    int64_t row_weight_stride;
+    int32_t weighted; /* rows are multiplied by row_weight, or 1 */
+    /* scratch */
+    epc_entry *drafts;      /* [T, width] entries before sums are added */
+    int32_t *unit_counts;   /* [columns, units] */
+    int32_t *block_experts; /* [E, blocks]; by token */
+    int32_t unit_tokens, units;
+    int32_t layout_warps, movers, sides, piece_bytes, stage_bytes; /* how shared memory is used */
+
+    /* this rank's region, and small arrays of the result */
+    int32_t place;
+    int64_t offset, bytes;
+    uint8_t *region;
+    int32_t *source_offset; /* [R + 1] */
+    int32_t *expert_offset; /* [L + 1], by expert */
+    int32_t *expert_tokens; /* [L] rounded up to the alignment */
+    int32_t *expert_filled; /* [L] not rounded */
+} epc_dispatch_params;
+
+/* Arguments of the combine kernel. */
+typedef struct epc_combine_params {
+    epc_comm comm;
+    epc_report *report;
+    uint32_t serial;
+    uint32_t field[EPC_AGREED];
+    uint32_t reject;
+    int64_t timeout_ns;
+
+    int32_t place, place2; /* where this rank's y and weights are */
+    int64_t offset, offset2;
+    uint32_t stride, stride2; /* of y in bytes, of the weights in floats */
+    int32_t dtype, hidden, num_tokens, topk;
+    const epc_entry *entries; /* [T, width] */
+    int32_t width, by_expert, bulk;
+    const float *weights; /* [T, width] applied to rows, or NULL: 1 */
+    int64_t weight_stride;
+    const uint8_t *bias[2];
+    int64_t bias_stride[2]; /* bytes */
+    uint8_t *out;
+    int64_t out_stride; /* bytes */
+    float *out_weights; /* [T, K], or NULL */
+    int64_t out_weight_stride;
+    int32_t pieces, piece_bytes, slots;
+    /* by expert: dot products of rows with `dot` [T, H], to out_weights */
+    const uint8_t *dot;
+    int64_t dot_stride;
+} epc_combine_params;
+
+/* ---------------------------------------------------------------- low latency */
+
+/* What a rank tells the others when it lets them read expert outputs. */
+enum epc_y_field {
+    EPC_Y_PLACE,
+    EPC_Y_OFFSET_LO,
+    EPC_Y_OFFSET_HI,
+    EPC_Y_STRIDE,
+    EPC_Y_ENCODED,
+    EPC_Y_FIELDS
+};
+
+/* One result's area, the same layout on every rank; 64-bit words carry their epoch. */
+typedef struct epc_ll_area {
+    int64_t bits;   /* words [R, experts of the rank, W]: bit t%32 of word t/32: that token of the
+                       source   goes to the expert; written by the source */
+    int64_t begin;  /* words [E]: first row of this rank's tokens within each expert's; by the
+                       expert's rank */
+    int64_t fields; /* words [R, EPC_Y_FIELDS] */
+    int64_t rows;   /* [M, H] of the wire */
+    int64_t scales; /* [M, scale words] */
+    int64_t y;      /* [L, S, H] BF16, the send buffer */
+    int64_t bytes;
+} epc_ll_area;
+
+/* Arguments of the four low-latency kernels; each uses what it needs. */
+typedef struct epc_ll_params {
+    epc_comm comm;
+    epc_report *report;
+    uint32_t serial;
+    int64_t timeout_ns;
+    int32_t refused; /* this rank only tells the others that it does not take part */
+    int32_t slot, hidden, topk, num_experts, num_local, num_tokens;
+    int32_t max_tokens, words; /* M, and 32-bit words of a bitmap of M bits */
+    int32_t expert_rows;       /* S */
+    int32_t overflow_drops, quantise, scale_kind, scale_count, scales_by_column;
+    int64_t row_bytes;
+    epc_ll_area area;
+    uint32_t place[EPC_MAX_RANKS]; /* of the slot's area at each rank */
+    int64_t offset[EPC_MAX_RANKS];
+    int32_t max_local; /* the most experts of any rank: stride of bits */
+    const int32_t *expert_rank, *expert_local, *expert_order;
+
+    /* send */
+    const uint8_t *x;
+    int64_t x_stride;
+    const uint8_t *ids;
+    int64_t id_stride;
+    int32_t id_bytes, verify;
+    int32_t *saved_ids; /* [T, K] of the handle */
+    int32_t *position;  /* [T, K] among this rank's tokens of the expert */
+
+    /* receive */
+    uint8_t *recv_x; /* [L, S, H] */
+    uint32_t *recv_scales;
+    int32_t *count, *dropped, *source_token;
+    int64_t *range; /* [L, R] */
+    int32_t *expert_tokens;
+    int64_t expert_tokens_stride;
+    int64_t *wait_cost;
+    int64_t wait_cost_stride;
+
+    /* combine */
+    uint32_t field[EPC_Y_FIELDS];
+    const uint8_t *y; /* to be copied or encoded to the area; NULL: read in place */
+    int64_t y_expert_stride, y_row_stride; /* bytes */
+    int32_t encode, outside;               /* outside: y is read in place, and not in the area */
+    int64_t encoded_stride;
+    const float *weights;
+    int64_t weight_stride;
+    uint8_t *out;
+    int64_t out_stride;
+    epc_entry *entries; /* scratch [blocks, T, K] */
+    int32_t bulk, pieces, piece_bytes, slots;
+} epc_ll_params;
+
+#endif

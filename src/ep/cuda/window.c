@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: MIT */
+/* This rank's device memory: segments, the first of which begins with the control words, and the
+   blocks they are cut into. */
+#include "ep/cuda/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define DEFAULT_BYTES ((size_t)64 << 20)
+
+static size_t round_up(size_t bytes, size_t unit)
+{
+    return (bytes + unit - 1) / unit * unit;
+}
+
+/* ---------------------------------------------------------------- blocks */
+
+static epc_block *new_block(uint8_t *memory, size_t bytes, int segment)
+{
+    epc_block *block = calloc(1, sizeof *block);
+    if (block) {
+        block->memory = memory;
+        block->bytes = bytes;
+        block->segment = segment;
+    }
+    return block;
+}
+
+static void merge_with_next(epc_block *block)
+{
+    epc_block *next = block->next;
+    if (!next || next->used || block->used)
+        return;
+    block->bytes += next->bytes;
+    block->next = next->next;
+    if (next->next)
+        next->next->before = block;
+    free(next);
+}
+
+/* Leaves `bytes` in the block; what is behind becomes a block of its own. NULL: no memory, or
+   nothing is behind. */
+static epc_block *cut(epc_block *block, size_t bytes)
+{
+    bytes = round_up(bytes ? bytes : 1, EPC_ALIGN);
+    if (bytes >= block->bytes)
+        return NULL;
+    epc_block *rest = new_block(block->memory + bytes, block->bytes - bytes, block->segment);
+    if (!rest)
+        return NULL;
+    block->bytes = bytes;
+    rest->next = block->next;
+    rest->before = block;
+    if (rest->next)
+        rest->next->before = rest;
+    block->next = rest;
+    return rest;
+}
+
+static void use(epc_buffer *b, epc_block *block)
+{
+    block->used = true;
+    b->used += block->bytes;
+    if (b->used > b->peak)
+        b->peak = b->used;
+}
+
+static epc_block *first_fit(epc_buffer *b, size_t bytes, bool shared)
+{
+    for (int s = 0; s < (shared ? EPC_MAX_SEGMENTS : 2 * EPC_MAX_SEGMENTS); s++) {
+        for (epc_block *block = b->segments[s].blocks; block; block = block->next)
+            if (!block->used && block->bytes >= bytes)
+                return block;
+    }
+    return NULL;
+}
+
+epc_block *epc_take_shared(epc_buffer *b, size_t bytes)
+{
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    epc_block *block = first_fit(b, bytes, true);
+    if (block) {
+        cut(block, bytes);
+        use(b, block);
+    }
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+    return block;
+}
+
+epc_block *epc_take_largest(epc_buffer *b)
+{
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    epc_block *best = NULL;
+    for (int s = 0; s < EPC_MAX_SEGMENTS; s++)
+        for (epc_block *block = b->segments[s].blocks; block; block = block->next)
+            if (!block->used && (!best || block->bytes > best->bytes))
+                best = block;
+    if (best)
+        use(b, best);
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+    return best;
+}
+
+void epc_trim(epc_buffer *b, epc_block *block, size_t bytes)
+{
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    b->used -= block->bytes;
+    epc_block *rest = cut(block, bytes);
+    b->used += block->bytes;
+    if (rest)
+        merge_with_next(rest);
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+}
+
+epc_block *epc_split(epc_buffer *b, epc_block *block, size_t bytes)
+{
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    epc_block *rest = cut(block, bytes);
+    if (rest)
+        rest->used = true;
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+    return rest;
+}
+
+void epc_give(epc_buffer *b, epc_block *block)
+{
+    if (!block)
+        return;
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    block->used = false;
+    b->used -= block->bytes;
+    merge_with_next(block);
+    if (block->before)
+        merge_with_next(block->before);
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+}
+
+epc_block *epc_find(epc_buffer *b, const void *memory)
+{
+    epc_block *found = NULL;
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    for (int s = 0; s < 2 * EPC_MAX_SEGMENTS && !found; s++)
+        for (epc_block *block = b->segments[s].blocks; block; block = block->next)
+            if (block->used && block->memory == memory)
+                found = block;
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+    return found;
+}
+
+/* ---------------------------------------------------------------- segments */
+
+/* Allocates segment `index`. */
+static ep_status add_segment(epc_buffer *b, size_t bytes, int index)
+{
+    epc_segment *segment = &b->segments[index];
+    void *memory;
+    bytes = round_up(bytes, EPC_GRANULE);
+    EPI_TRY(epi_gpu_alloc(bytes, &memory));
+    epc_block *block = new_block(memory, bytes, index);
+    if (!block) {
+        epi_gpu_free(memory);
+        return epi_fail(EP_ERR_MEMORY, "out of memory");
+    }
+    *segment = (epc_segment){.memory = memory, .bytes = bytes, .blocks = block};
+    return EP_OK;
+}
+
+static ep_status add_own_segment(epc_buffer *b, size_t bytes)
+{
+    if (b->num_own == EPC_MAX_SEGMENTS)
+        return epi_fail(
+            EP_ERR_MEMORY,
+            "the buffer has grown %d times already; create it with a larger window_bytes",
+            EPC_MAX_SEGMENTS);
+    EPI_TRY(add_segment(b, bytes, EPC_MAX_SEGMENTS + b->num_own));
+    b->num_own++;
+    return EP_OK;
+}
+
+static size_t segment_bytes(const epc_buffer *b)
+{
+    size_t total = 0;
+    for (int s = 0; s < 2 * EPC_MAX_SEGMENTS; s++)
+        total += b->segments[s].bytes;
+    return total;
+}
+
+static void drop_segment(epc_buffer *b, int index)
+{
+    epc_segment *segment = &b->segments[index];
+    for (int r = 0; r < b->num_ranks && index < EPC_MAX_SEGMENTS; r++)
+        if (r != b->rank && b->places[index * EPC_MAX_RANKS + r])
+            epi_peer_close(&segment->peer[r], b->places[index * EPC_MAX_RANKS + r]);
+    for (epc_block *block = segment->blocks, *next; block; block = next) {
+        next = block->next;
+        free(block);
+    }
+    epi_gpu_free(segment->memory);
+    *segment = (epc_segment){0};
+}
+
+ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **out)
+{
+    bytes = round_up(bytes ? bytes : 1, EPC_ALIGN);
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    epc_block *block = first_fit(b, bytes, false);
+    ep_status status = EP_OK;
+    if (!block) {
+        size_t more = bytes > DEFAULT_BYTES ? bytes : DEFAULT_BYTES;
+        status = add_own_segment(b, more);
+        block = status == EP_OK ? first_fit(b, bytes, false) : NULL;
+    }
+    if (block) {
+        cut(block, bytes);
+        use(b, block);
+    }
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+    *out = block;
+    return status;
+}
+
+ep_status epc_put_places(epc_buffer *b)
+{
+    return epi_gpu_put(b->places_device, b->places, sizeof b->places);
+}
+
+/* What ranks tell each other about a segment. */
+typedef struct offer {
+    int64_t status, bytes;
+    epi_peer_handle handle;
+    char text[160];
+} offer;
+
+static ep_status map_peers(epc_buffer *b, int index, const offer *all)
+{
+    epc_segment *segment = &b->segments[index];
+    for (int r = 0; r < b->num_ranks; r++) {
+        uint8_t **place = &b->places[index * EPC_MAX_RANKS + r];
+        segment->peer[r] = all[r].handle;
+        if (b->buffer->group->masked[r] || !all[r].bytes)
+            continue;
+        if (r == b->rank)
+            *place = segment->memory;
+        else
+            EPI_TRY(epi_peer_open(&all[r].handle, (void **)place));
+    }
+    return EP_OK;
+}
+
+/* Collective: shares segment `index`, which may not exist here (bytes 0). */
+static ep_status share(epc_buffer *b, const char *call, int index, size_t bytes, ep_status mine)
+{
+    offer own = {.status = mine, .bytes = (int64_t)bytes},
+          *all = calloc((size_t)b->num_ranks, sizeof *all);
+    if (mine == EP_OK && bytes)
+        own.status = mine = epi_peer_export(b->segments[index].memory, &own.handle);
+    if (mine != EP_OK)
+        strncpy(own.text, ep_last_error(), sizeof own.text - 1);
+    ep_status status = all ? epc_core.allgather(b->buffer->group, &own, all, sizeof own)
+                           : epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
+    for (int r = 0; status == EP_OK && r < b->num_ranks; r++)
+        if (!b->buffer->group->masked[r] && all[r].status != EP_OK)
+            status = epi_fail((ep_status)all[r].status, "%s: rank %d: %s", call, r, all[r].text);
+    if (status == EP_OK)
+        status = map_peers(b, index, all);
+    free(all);
+    return status;
+}
+
+ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes)
+{
+    size_t total = segment_bytes(b), most = b->buffer->config.window_max_bytes;
+    ep_status mine = EP_OK;
+    int index = b->num_shared;
+    if (index == EPC_MAX_SEGMENTS)
+        return epi_fail(
+            EP_ERR_CAPACITY,
+            "%s: the window has grown %d times already; create the buffer with a larger "
+            "window_bytes",
+            call, EPC_MAX_SEGMENTS - 1);
+    if (bytes && total + bytes > most)
+        mine = epi_fail(EP_ERR_CAPACITY,
+                        "%zu bytes are needed beside the %zu there are; window_max_bytes is %zu",
+                        bytes, total, most);
+    size_t room = bytes > total ? bytes : total; /* doubles, so that growth ends soon */
+    if (total + room > most)
+        room = bytes;
+    if (mine == EP_OK && bytes)
+        mine = add_segment(b, room, index);
+    EPI_TRY(share(b, call, index, b->segments[index].bytes, mine));
+    b->num_shared++;
+    return epc_put_places(b);
+}
+
+bool epc_locate(epc_buffer *b, const void *memory, size_t bytes, int *place, int64_t *offset)
+{
+    uintptr_t at = (uintptr_t)memory;
+    for (int s = 0; s < b->num_shared; s++) {
+        uintptr_t start = (uintptr_t)b->segments[s].memory;
+        if (at < start || at + bytes > start + b->segments[s].bytes)
+            continue;
+        *place = s;
+        *offset = (int64_t)(at - start);
+        return true;
+    }
+    return false;
+}
+
+/* ---------------------------------------------------------------- the window */
+
+static uint8_t *carve(uint8_t **next, size_t bytes)
+{
+    uint8_t *at = *next;
+    *next += round_up(bytes, EPC_ALIGN);
+    return at;
+}
+
+/* Control words, state and the places lie together: few pages to look up when a call begins. */
+static void lay_out_control(epc_buffer *b)
+{
+    epc_segment *segment = &b->segments[0];
+    uint8_t *next = segment->memory;
+    carve(&next, epc_control_bytes(b->num_ranks, b->max_experts));
+    b->comm.state = (epc_state *)carve(&next, sizeof(epc_state));
+    b->places_device = (uint8_t **)carve(&next, sizeof b->places);
+    b->control_bytes = (size_t)(next - segment->memory);
+    cut(segment->blocks, b->control_bytes);
+    segment->blocks->used = true;
+}
+
+ep_status epc_window_create(epc_buffer *b)
+{
+    const char *call = "ep_buffer_create";
+    size_t control = epc_control_bytes(b->num_ranks, b->max_experts) + sizeof(epc_state) +
+                     sizeof b->places + 3 * EPC_ALIGN;
+    size_t wanted = b->buffer->config.window_bytes ? b->buffer->config.window_bytes : DEFAULT_BYTES;
+    ep_status mine = add_segment(b, control + wanted, 0);
+    if (mine == EP_OK) {
+        lay_out_control(b);
+        mine = epi_gpu_zero(b->segments[0].memory, b->control_bytes);
+    }
+    EPI_TRY(share(b, call, 0, b->segments[0].bytes, mine));
+    b->num_shared = 1;
+    b->comm.rank = b->rank;
+    b->comm.num_ranks = b->num_ranks;
+    b->comm.max_experts = b->max_experts;
+    b->comm.places = b->places_device;
+    memcpy(b->comm.window, b->places, sizeof b->comm.window);
+    return epc_put_places(b);
+}
+
+void epc_window_destroy(epc_buffer *b)
+{
+    for (int s = 0; s < 2 * EPC_MAX_SEGMENTS; s++)
+        if (b->segments[s].memory || s < b->num_shared)
+            drop_segment(b, s);
+}
