@@ -33,7 +33,7 @@ extern "C" {
 typedef enum ep_plan_policy {
     /** Bit for bit the public EPLB (github.com/deepseek-ai/EPLB) with a stable sort. */
     EP_PLAN_REFERENCE = 0,
-    /** The reference's placement improved by swaps, with two slots per GPU also by other counts;
+    /** Searched: replicas swapped between GPUs and slots given to other experts while that helps;
      * never worse than the reference in any layer. */
     EP_PLAN_REFINE = 1,
     /** Like refine, and no GPU holds an expert twice unless a GPU has more slots than there are

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* One layer of the incremental policy: changes to a current placement, the best one at a time. */
+/* Changes to one layer's placement, the best one at a time: the incremental policy, and the last
+ * step of the searching ones. */
 #ifndef EPI_PLAN_EPLB_CHANGE_H
 #define EPI_PLAN_EPLB_CHANGE_H
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The searching policies. Groups are dealt to nodes, then each node's experts
- * get replicas, a first placement and swaps, each as a cell. Refine keeps the
- * reference's layer where the search found nothing better.
+ * get replicas, a first placement and swaps, each as a cell; at last the layer
+ * as a whole is changed step by step, as the incremental policy does, while
+ * that helps. Refine keeps the reference's layer where nothing better was found.
  */
 #include "base/error.h"
 #include "plan/eplb.h"
