@@ -117,6 +117,8 @@ typedef struct ep_ll_recv {
 /**
  * Sends every (token, expert) pair as one row and receives this rank's. Two
  * results may be alive at once; a third call while both are is EP_ERR_STATE.
+ * An expert that a token names twice gets one row, to which combine applies both
+ * weights; in verify mode it is EP_ERR_CORRUPT.
  * The first call with a shape (M, H, E, K, S, wire, scale) sets memory up and
  * so waits for every rank; later ones only for the rows.
  * Errors as ep_dispatch.
