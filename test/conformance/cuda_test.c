@@ -114,14 +114,15 @@ static struct ll_inputs make_inputs(const struct ll_case *c, struct rng *rng)
     in.weights = test_zeros(in.tokens * c->topk, 4);
     for (int64_t i = 0; i < in.tokens * c->hidden; i++)
         format_store(EP_BF16, in.x, i, rng_below(rng, 50) ? (rng_unit(rng) - 0.5) : 0);
-    for (int64_t t = 0; t < in.tokens; t++)
+    for (int64_t t = 0; t < in.tokens; t++) {
+        int64_t first = rng_range(rng, 0, c->num_experts - 1); /* experts of a token differ */
         for (int k = 0; k < c->topk; k++) {
-            in.ids[t * c->topk + k] =
-                (rng_range(rng, 0, c->num_experts - 1) / c->topk * c->topk + k) % c->num_experts;
+            in.ids[t * c->topk + k] = (first + k) % c->num_experts;
             if (rng_below(rng, 9) == 0)
                 in.ids[t * c->topk + k] = -1;
             in.weights[t * c->topk + k] = (float)rng_unit(rng);
         }
+    }
     return in;
 }
 

@@ -390,6 +390,7 @@ static ep_status prepare_handle(epc_dispatch *d, const ep_dispatch_args *args,
     EPI_TRY(epc_handle_new(b, d->handle, weights, &device));
     d->handle->device = device;
     device->serial = b->serial;
+    d->handle->id = b->serial;
     device->table = (uint32_t)((uint64_t)table->sum ^ (uint64_t)table->sum >> 32);
     if (!weights)
         return EP_OK;
