@@ -15,7 +15,6 @@ ep_handle *epi_handle_new_bare(ep_buffer *buffer)
         return NULL;
     handle->buffer = buffer;
     handle->num_ranks = buffer->num_ranks;
-    handle->mask_sum = buffer->group->mask_sum;
     atomic_init(&handle->holders, 1);
     atomic_fetch_add(&buffer->num_objects, 1);
     return handle;
@@ -49,6 +48,7 @@ ep_handle *epi_handle_of_device(ep_buffer *buffer)
         return NULL;
     handle->buffer = buffer;
     handle->num_ranks = buffer->num_ranks;
+    handle->mask_sum = buffer->group->mask_sum;
     atomic_init(&handle->holders, 1);
     atomic_fetch_add(&buffer->num_objects, 1);
     return handle;
