@@ -8,6 +8,7 @@
  */
 #include "support/ranks.h"
 #include "support/sanitize.h"
+#include "support/small_worlds.h"
 #include "support/tensors.h"
 #include "support/test.h"
 #include "support/world.h"
@@ -15,53 +16,6 @@
 #include <stdlib.h>
 
 enum { CHUNK = 400 };
-
-struct space {
-    int ranks, tokens, topk;
-    int64_t experts;
-};
-
-/* Every way to fill one token's K places with distinct experts or -1. */
-struct choices {
-    int64_t *rows; /* [count, K] */
-    int64_t count;
-};
-
-static void extend(const struct space *s, int64_t *row, int k, struct choices *all)
-{
-    if (k == s->topk) {
-        for (int i = 0; i < s->topk; i++)
-            all->rows[all->count * s->topk + i] = row[i];
-        all->count++;
-        return;
-    }
-    for (int64_t id = -1; id < s->experts; id++) {
-        bool used = false;
-        for (int i = 0; i < k; i++)
-            used |= id >= 0 && row[i] == id;
-        row[k] = id;
-        if (!used)
-            extend(s, row, k + 1, all);
-    }
-}
-
-static struct choices choices_of(const struct space *s)
-{
-    int64_t row[8], most = 1;
-    for (int k = 0; k < s->topk; k++)
-        most *= s->experts + 1;
-    struct choices all = {test_zeros(most * s->topk, sizeof(int64_t)), 0};
-    extend(s, row, 0, &all);
-    return all;
-}
-
-static void write_world(const struct space *s, const struct choices *all, int64_t number,
-                        int64_t *trace)
-{
-    for (int i = 0; i < s->ranks * s->tokens; i++, number /= all->count)
-        for (int k = 0; k < s->topk; k++)
-            trace[i * s->topk + k] = all->rows[number % all->count * s->topk + k];
-}
 
 /* What the routing does not settle changes with the world's number. */
 static struct scenario scenario_of(const struct space *s, int64_t number, const int64_t *trace,
@@ -91,30 +45,11 @@ static int64_t budget_of(const struct space *s)
     return rng_env_number("EP_EXHAUSTIVE", usual);
 }
 
-/* A step through the space that shares no factor with a token's choices, so that every place of
-   every token takes all its values. */
-static int64_t step_of(int64_t total, int64_t budget, int64_t choices)
-{
-    int64_t step = (total + budget - 1) / budget;
-    for (;; step++) {
-        int64_t a = step, b = choices;
-        while (b) {
-            int64_t rest = a % b;
-            a = b;
-            b = rest;
-        }
-        if (a == 1)
-            return step;
-    }
-}
-
 static int64_t walk(const struct space *s)
 {
     struct choices all = choices_of(s);
-    int64_t total = 1, done = 0, cells = s->ranks * s->tokens * s->topk;
-    for (int i = 0; i < s->ranks * s->tokens; i++)
-        total *= all.count;
-    int64_t step = step_of(total, budget_of(s), all.count);
+    int64_t total = worlds_of(s, &all), done = 0, cells = s->ranks * s->tokens * s->topk;
+    int64_t step = world_step(total, budget_of(s), all.count);
     int64_t number = (int64_t)rng_env_seed(1) % step;
     struct scenario *list = test_zeros(2 * CHUNK, sizeof *list);
     int64_t *traces = test_zeros(CHUNK * cells, sizeof *traces);
