@@ -4,6 +4,7 @@
 #include "base/error.h"
 #include "ep/buffer.h"
 #include "ep/event.h"
+#include "ep/ll.h"
 #include "ep/op_wait.h"
 #include "ep/wait.h"
 
@@ -145,12 +146,16 @@ static void end(epi_op *op, ep_status status)
 {
     ep_buffer *buffer = op->buffer;
     op->finish(op, status);
+    if (op->crossed) /* as on the ranks whose ep_ll_dispatch failed */
+        epi_ll_drop(buffer);
     pthread_mutex_lock(&buffer->lock);
     *(op->older ? &op->older->newer : &buffer->oldest) = op->newer;
     *(op->newer ? &op->newer->older : &buffer->newest) = op->older;
     uint64_t ended = last_ended(buffer);
     pthread_mutex_unlock(&buffer->lock);
-    if (op->announces || op->rejected)
+    /* A call that failed may have been a low-latency one elsewhere, whose readers are waited for.
+     */
+    if (op->announces || status != EP_OK)
         announce_end(buffer, ended);
 }
 

@@ -53,6 +53,7 @@ struct epi_op {
     bool rejected;  /* failed before it began: status and message are set */
     ep_status status;
     bool sent;         /* peers can read or have got something: they may complete the call */
+    bool crossed;      /* a peer makes a low-latency call here, this rank another call */
     bool failed_early; /* of a failure: the rank that failed first had sent nothing */
     char message[512];
     ep_event *previous;

@@ -163,11 +163,28 @@ static const epi_mail *mail_of(const epi_op *op, int source)
     return mail->epoch == op->epoch ? mail : NULL;
 }
 
+/* The low-latency call that a peer makes instead of this one; NULL: none that shows. A word of such
+   a call that says this very epoch was raised by the peer's call of this number. While memory is
+   set up LL_SENT shows nothing: the peer's ENTER came before it, but may arrive after it. */
+static const char *other_call(const epi_op *op, int source)
+{
+    const epi_wait_for *wait = &op->wait;
+    const epi_window *window = op->buffer->window;
+    bool ll_dispatch = op->agreed || wait->slot == EPI_SLOT_LL_SENT;
+    if (wait->entered || wait->value != op->epoch)
+        return NULL;
+    if (wait->slot != EPI_SLOT_LL_Y && epi_slot_load(window, source, EPI_SLOT_LL_Y) == op->epoch)
+        return "ep_ll_combine";
+    if (!ll_dispatch && epi_slot_load(window, source, EPI_SLOT_LL_SENT) == op->epoch)
+        return "ep_ll_dispatch";
+    return NULL;
+}
+
 /* Whether a rank that is missing will not come. */
 static bool is_hopeless(const epi_op *op, int source)
 {
-    if (op->seen[source] ||
-        (!epi_op_gave_up(op->buffer, source, op->epoch) && !mail_of(op, source)))
+    if (op->seen[source] || (!epi_op_gave_up(op->buffer, source, op->epoch) &&
+                             !mail_of(op, source) && !other_call(op, source)))
         return false;
     /* Its last notifications may have come between the two looks. */
     return !has_arrived(op, source);
@@ -176,13 +193,22 @@ static bool is_hopeless(const epi_op *op, int source)
 static ep_status fail_hopeless(epi_op *op, int source)
 {
     const epi_mail *mail = mail_of(op, source);
+    const char *other = other_call(op, source);
+    if (!other && mail && !op->agreed && mail->agreed[EPI_AGREED_CALL] == EPI_CALL_LL_SETUP)
+        other = "ep_ll_dispatch";
+    if (other) {
+        op->crossed = true;
+        return epi_fail(EP_ERR_MISMATCH, "%s (call %llu): rank %d makes %s", op->name,
+                        (unsigned long long)op->epoch, source, other);
+    }
+    if (!mail && epi_slot_load(op->buffer->window, source, EPI_SLOT_ABORT) < op->epoch)
+        return EP_IN_PROGRESS; /* it went on to its next call between the two looks */
     if (epi_op_gave_up(op->buffer, source, op->epoch) || !mail)
         return epi_op_aborted(op, source);
     if (mail->agreed[EPI_AGREED_CALL] != EPI_CALL_LL_SETUP)
         return epi_fail(EP_ERR_MISMATCH, "%s (call %llu): rank %d makes a call of the normal mode",
                         op->name, (unsigned long long)op->epoch, source);
-    if (op->agreed)
-        EPI_TRY(epi_call_compare(op->name, op->buffer->rank, op->agreed, source, mail->agreed));
+    EPI_TRY(epi_call_compare(op->name, op->buffer->rank, op->agreed, source, mail->agreed));
     return epi_fail(
         EP_ERR_MISMATCH,
         "%s (call %llu): rank %d sets low-latency memory up anew, and this one does not: "
