@@ -268,7 +268,7 @@ static int count_mappings(void)
     char line[512];
     int count = 0;
     while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        count += strstr(line, "entrepot") != NULL;
+        count += strstr(line, "/memfd:entrepot") != NULL;
     if (file != NULL)
         fclose(file);
     return count;
