@@ -42,6 +42,7 @@ typedef struct rejoin {
     ep_group *group;     /* NULL on the rank that comes back */
     int coming;
     parcel *parcels; /* [num_ranks] */
+    verdict broken;  /* why words no longer reach the rank that comes back; all hear it next time */
 } rejoin;
 
 /* Both sides know the job, the group's name and the rank. */
@@ -52,6 +53,17 @@ static epi_rendezvous_name meeting_place(uint64_t job, const char *name, int ran
 
 /* ------------------------------------------------------------- passing words on */
 
+/* The pair counts its sides 0 and 1; the caller knows them as ranks. */
+static ep_status fail_pair(const rejoin *self, ep_status status)
+{
+    if (status != EP_ERR_RANK_DEAD && status != EP_ERR_TIMEOUT)
+        return status;
+    const char *what =
+        status == EP_ERR_TIMEOUT ? "is no longer heard from" : "has ended or given up";
+    return self->group ? epi_fail(status, "rank %d, which was coming back, %s", self->coming, what)
+                       : epi_fail(status, "the rank that was taking this one in %s", what);
+}
+
 /* One exchange between the two sides, of up to EPI_BOOTSTRAP_MAX bytes each. */
 static ep_status exchange(const rejoin *self, const void *send, void *recv, size_t bytes)
 {
@@ -59,7 +71,9 @@ static ep_status exchange(const rejoin *self, const void *send, void *recv, size
     uint8_t padded[EPI_BOOTSTRAP_MAX] = {0};
     if (send)
         memcpy(padded, send, bytes);
-    EPI_TRY(epi_gather(self->pair, padded, sizeof padded, &both));
+    ep_status status = epi_gather(self->pair, padded, sizeof padded, &both);
+    if (status != EP_OK)
+        return fail_pair(self, status);
     int other = self->group ? COMING : STAYING;
     if (recv)
         memcpy(recv, (const uint8_t *)both + (size_t)other * sizeof padded, bytes);
@@ -82,14 +96,25 @@ static ep_status heed(const verdict *v)
 }
 
 /* The rank that passes words on tells the other side everybody's. */
-static ep_status tell_coming(const rejoin *self, ep_status status, const uint8_t *all, size_t bytes)
+static ep_status tell_coming(const rejoin *self, const verdict *v, const uint8_t *all, size_t bytes)
 {
-    verdict v = verdict_of(status);
-    EPI_TRY(exchange(self, &v, NULL, sizeof v));
-    for (int rank = 0; status == EP_OK && rank < self->base.num_ranks; rank++)
+    EPI_TRY(exchange(self, v, NULL, sizeof *v));
+    for (int rank = 0; v->status == EP_OK && rank < self->base.num_ranks; rank++)
         if (rank != self->coming)
             EPI_TRY(exchange(self, all + (size_t)rank * bytes, NULL, bytes));
-    return status == EP_OK ? EP_OK : heed(&v);
+    return EP_OK;
+}
+
+/* The others wait for the rank that passes words on, which itself waits that long for its own. */
+static ep_status gather_parcels(const rejoin *self, const parcel *mine)
+{
+    ep_group *group = self->group;
+    int64_t timeout_ms = group->timeout_ms;
+    if (!self->pair)
+        group->timeout_ms = 2 * timeout_ms;
+    ep_status status = epi_collective_gather(group, CALL, mine, self->parcels, sizeof *mine);
+    group->timeout_ms = timeout_ms;
+    return status;
 }
 
 static ep_status staying_allgather(epi_bootstrap *base, const void *send, void *recv, size_t bytes)
@@ -98,16 +123,24 @@ static ep_status staying_allgather(epi_bootstrap *base, const void *send, void *
     ep_group *group = self->group;
     parcel mine = {.verdict = {.status = EP_OK}};
     memcpy(mine.own, send, bytes);
-    if (self->pair)
+    if (self->pair && self->broken.status == EP_OK)
         mine.verdict = verdict_of(exchange(self, send, mine.coming, bytes));
-    ep_status status = epi_collective_gather(group, CALL, &mine, self->parcels, sizeof mine);
+    else
+        mine.verdict = self->broken;
+    ep_status status = gather_parcels(self, &mine);
     const parcel *first = &self->parcels[epi_group_first(group)];
     if (status == EP_OK)
         status = heed(&first->verdict);
     for (int rank = 0; status == EP_OK && rank < group->num_ranks; rank++)
         memcpy((uint8_t *)recv + (size_t)rank * bytes,
                rank == self->coming ? first->coming : self->parcels[rank].own, bytes);
-    return self->pair ? tell_coming(self, status, recv, bytes) : status;
+    if (!self->pair || self->broken.status != EP_OK)
+        return status;
+    verdict v = verdict_of(status);
+    status = tell_coming(self, &v, recv, bytes);
+    if (status != EP_OK) /* failing here alone would leave the others waiting for this rank */
+        self->broken = verdict_of(status);
+    return heed(&v);
 }
 
 static ep_status coming_allgather(epi_bootstrap *base, const void *send, void *recv, size_t bytes)
@@ -166,6 +199,8 @@ ep_status epi_rejoin_open(uint64_t job, const char *name, int rank, int num_rank
         *bootstrap = &self->base;
         return EP_OK;
     }
+    if (self && status == EP_ERR_RANK_DEAD)
+        status = fail_pair(self, status);
     if (self)
         rejoin_close(&self->base);
     return status != EP_ERR_TIMEOUT
@@ -268,6 +303,8 @@ static ep_status open_staying(ep_group *group, int rank, epi_bootstrap **bootstr
         if (status == EP_ERR_TIMEOUT)
             epi_fail(status, "rank %d has not come back within %lld ms", rank,
                      (long long)group->timeout_ms);
+        else if (status != EP_OK)
+            status = fail_pair(self, status);
     }
     status = epi_agree(group->bootstrap, status);
     if (status != EP_OK && self)

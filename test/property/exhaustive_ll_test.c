@@ -3,9 +3,8 @@
  * Low latency in small worlds, all of them: every routing of up to 2 ranks with 2
  * tokens each to K of E experts, with room for every row and with room for one.
  * What must arrive is worked out here by plain loops. Values are small integers,
- * exact in BF16 and in float32 sums. Sanitizers see a sample; EP_EXHAUSTIVE=N is the
- * budget per space of a
- * longer run.
+ * exact in BF16 and in float32 sums. Sanitizers see a sample; EP_EXHAUSTIVE=N is
+ * the budget of worlds per space.
  * ctest-timeout: 600
  */
 #include "entrepot/low_latency.h"
