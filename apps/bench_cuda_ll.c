@@ -49,9 +49,7 @@ static ep_status combine(cuda_ll *c, ep_tensor y, uint16_t *out)
 
 static void drop(cuda_ll *c)
 {
-    ep_handle *handle = c->recv.handle;
     ep_ll_recv_release(&c->recv);
-    ep_handle_release(handle);
 }
 
 /* ---------------------------------------------------------------- experts */

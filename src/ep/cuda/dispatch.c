@@ -62,6 +62,9 @@ static void describe_routing(epc_dispatch *d, const ep_dispatch_args *args, cons
     p->worst = args->num_worst_tokens;
     if (d->cached)
         return;
+    /* A combine to come may have to copy its rows to the window and can't wait for it to grow. */
+    if (!p->worst && d->flight->owner->num_shared < EPC_MAX_SEGMENTS)
+        p->spare = handle->hidden * (p->dtype == EPC_F32 ? 4 : 2);
     p->expert_rank = table->rank;
     p->expert_local = table->local;
     p->expert_order = table->order;
@@ -289,7 +292,12 @@ static ep_status make_room(epc_dispatch *d)
     epc_flight *flight = d->flight;
     epc_buffer *b = flight->owner;
     EPI_TRY(epc_await_end(flight));
-    size_t bytes = (size_t)epc_region_of(&d->params.shape, flight->report->rows).end;
+    int64_t rows = flight->report->rows;
+    size_t bytes = (size_t)epc_region_of(&d->params.shape, rows).end,
+           spare = (size_t)(rows * d->params.spare);
+    if (epc_window_bytes(b) + bytes + spare <= b->buffer->config.window_max_bytes)
+        bytes += spare;
+    d->params.spare = 0; /* what can be had is had: now only the region counts */
     epc_block *old = d->region;
     d->region = NULL;
     epc_give(b, old);
@@ -445,12 +453,25 @@ static ep_status complete_known(epc_dispatch *d, ep_event **event)
     epc_flight *flight = d->flight;
     atomic_fetch_add(&d->handle->holders, 1);
     flight->handle = d->handle;
-    ep_status status = publish(d);
-    flight->blocks[0] = d->region; /* the kernel writes there, whatever failed */
+    /* Without a region there are no rows to point at; the kernel tells the other ranks. */
+    ep_status status = d->region ? publish(d)
+                                 : epi_fail(EP_ERR_CAPACITY,
+                                            "%s: the window has no room in one piece for %lld rows "
+                                            "and this call can't wait for it to grow; create the "
+                                            "buffer with a larger window_bytes",
+                                            flight->call, (long long)known_rows(d));
+    flight->claimed = status != EP_OK; /* said now, not by the next call */
+    flight->blocks[0] = d->region;     /* the kernel writes there, whatever failed */
     d->region = NULL;
     free_dispatch(d);
+    if (status != EP_OK) {
+        char message[EPI_ERROR_MAX];
+        snprintf(message, sizeof message, "%s", ep_last_error());
+        epc_launched(flight, NULL);
+        return epi_fail(status, "%s", message);
+    }
     ep_status launched = epc_launched(flight, event);
-    return status != EP_OK ? status : launched;
+    return launched;
 }
 
 static ep_status submit(epc_dispatch *d, ep_event **event)

@@ -128,6 +128,15 @@ static __device__ void epc_place_groups(const epc_dispatch_params *p, epc_tables
     tables->rows_at[r] = start;
 }
 
+/* Whether some rank can't wait for its window to grow: then none asks for more than it must. */
+static __device__ bool epc_any_worst(const epc_call *call, const epc_tables *tables)
+{
+    bool any = false;
+    EPC_EACH_RANK(r, call->comm->num_ranks)
+    any |= !epc_is_masked(call->comm, r) && tables->headers[r][EPC_F_WORST];
+    return any;
+}
+
 /* Where each receiver's arrays are, and whether they fit. The same verdict on every rank. */
 static __device__ bool epc_place_rows(const epc_dispatch_params *p, const epc_call *call,
                                       epc_tables *tables)
@@ -149,7 +158,8 @@ static __device__ bool epc_place_rows(const epc_dispatch_params *p, const epc_ca
             rows = worst;
         epc_region at = epc_region_of(&p->shape, rows);
         int64_t bytes = epc_join(header[EPC_F_BYTES_LO], header[EPC_F_BYTES_HI]);
-        if (ok && at.end > bytes && !epc_is_masked(comm, r)) {
+        int64_t needed = at.end + (epc_any_worst(call, tables) ? 0 : rows * p->spare);
+        if (ok && needed > bytes && !epc_is_masked(comm, r)) {
             ok = 0;
             epc_fail_call(call->state, EPC_FAIL_CAPACITY, (uint32_t)r, (uint32_t)at.end,
                           (uint32_t)(at.end >> 32), 0, (uint32_t)rows);

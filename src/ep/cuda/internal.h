@@ -154,6 +154,8 @@ void epc_trim(epc_buffer *b, epc_block *block, size_t bytes);
 epc_block *epc_split(epc_buffer *b, epc_block *block, size_t bytes);
 void epc_give(epc_buffer *b, epc_block *block);
 epc_block *epc_find(epc_buffer *b, const void *memory);
+/* What the segments have in all; window_max_bytes bounds it. */
+size_t epc_window_bytes(const epc_buffer *b);
 /* Collective: every rank that needs room for `bytes` in one piece gets a segment more. */
 ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes);
 /* Place and offset of memory that peers reach; false: they do not. */

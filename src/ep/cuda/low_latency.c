@@ -266,7 +266,7 @@ static ep_status new_ll_handle(epc_buffer *b, const ep_ll_dispatch_args *args, i
     epc_handle *device = calloc(1, sizeof *device);
     struct epc_ll_handle *own = calloc(1, sizeof *own);
     epi_ll_result *core = calloc(1, sizeof *core);
-    ep_status status = handle && device && own
+    ep_status status = handle && device && own && core
                            ? epc_take(b, 2 * bytes, &own->block)
                            : epi_fail(EP_ERR_MEMORY, "ep_ll_dispatch: out of memory");
     if (status != EP_OK) {
@@ -530,8 +530,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
     }
     b->ll->calls++;
     b->ll->slot[slot].in_use = true;
-    flight->handle = handle;
-    atomic_fetch_add(&handle->holders, 1);
+    flight->handle = handle; /* holds it; the result does so too, and the handle ends with both */
     fill_recv(b, slot, args->scales_by_column, handle, recv);
     return epc_launched(flight, event);
 }

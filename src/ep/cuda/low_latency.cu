@@ -410,6 +410,14 @@ static __device__ bool epc_await_rows(const epc_ll_params *p, const epc_call *ca
     return __syncthreads_and(ok);
 }
 
+/* A dispatch that failed has no rows, for whoever goes by its counts before he learns of it. */
+static __device__ void epc_leave_empty(const epc_ll_params *p)
+{
+    int first = blockIdx.x || p->refused ? p->num_local : (int)threadIdx.x;
+    for (int l = first; l < p->num_local; l += (int)blockDim.x)
+        p->count[l] = p->dropped[l] = 0;
+}
+
 static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *call,
                                         uint8_t *memory)
 {
@@ -420,7 +428,7 @@ static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *
     tables.total = tables.first + pairs;
     tables.bits = (uint32_t *)(tables.total + p->num_local);
     if (!epc_gather_bitmaps(p, call, &tables))
-        return;
+        return epc_leave_empty(p);
     epc_count_pairs(p, &tables);
     epc_place_pairs(p, &tables);
     if (blockIdx.x == 0)
@@ -434,9 +442,12 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     epc_call call = epc_begin_ll(&p, p.comm.state->ll_epoch[p.slot], EPC_LL_ABORT);
-    if (p.comm.state->ll_failed[p.slot] != call.epoch)
+    bool sent = p.comm.state->ll_failed[p.slot] != call.epoch;
+    if (sent)
         epc_receive_rows(&p, &call, memory);
-    else if (threadIdx.x == 0 && blockIdx.x == 0) /* the send's report says why: it stands */
+    else
+        epc_leave_empty(&p);
+    if (!sent && threadIdx.x == 0 && blockIdx.x == 0) /* the send's report says why: it stands */
         epc_fail_call(call.state, p.report->fail ? p.report->fail : EPC_FAIL_ABORTED,
                       p.report->detail[0], p.report->detail[1], p.report->detail[2],
                       p.report->detail[3], p.report->detail[4]);
@@ -460,8 +471,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
 
 /* ---------------------------------------------------------------- combine */
 
-/* Expert outputs that peers can't read where they are, or that go encoded: rows used, to the area.
- */
+/* Expert outputs that peers can't read where they are, or that go encoded, to the area. */
 static __device__ void epc_pack_outputs(const epc_ll_params *p)
 {
     uint8_t *area = epc_area_at(p, p->comm.rank) + p->area.y;

@@ -216,6 +216,7 @@ typedef struct epc_dispatch_params {
     int32_t num_tokens, hidden, topk, num_experts, num_local;
     int32_t id_bytes, dtype, quantise, scale_kind; /* quantise: dtype is the input's */
     int32_t by_expert, alignment, cached, bulk, verify;
+    int64_t spare; /* bytes a row that must stay free beside the region; alike on all ranks */
     int64_t worst;
     const int32_t *expert_rank;  /* [E] */
     const int32_t *expert_local; /* [E] local id at its rank */

@@ -177,7 +177,7 @@ static ep_status add_own_segment(epc_buffer *b, size_t bytes)
     return EP_OK;
 }
 
-static size_t segment_bytes(const epc_buffer *b)
+size_t epc_window_bytes(const epc_buffer *b)
 {
     size_t total = 0;
     for (int s = 0; s < 2 * EPC_MAX_SEGMENTS; s++)
@@ -269,7 +269,7 @@ static ep_status share(epc_buffer *b, const char *call, int index, size_t bytes,
 
 ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes)
 {
-    size_t total = segment_bytes(b), most = b->buffer->config.window_max_bytes;
+    size_t total = epc_window_bytes(b), most = b->buffer->config.window_max_bytes;
     ep_status mine = EP_OK;
     int index = b->num_shared;
     if (index == EPC_MAX_SEGMENTS)
