@@ -156,7 +156,7 @@ EP_API ep_status ep_group_recover(ep_group *group);
  * was made by. Where neither is set, both must have been started by one process.
  *
  * @return EP_ERR_TIMEOUT when the rank does not come: it stays masked, the group is as before;
- *         EP_ERR_RANK_DEAD when it ends while it comes back: mask it, ep_group_recover(), call again;
+ *         EP_ERR_RANK_DEAD when it ends while it comes back: mask it, recover, call again;
  *         EP_ERR_STATE while it is not masked, its former process still runs, channels are alive,
  *         or a call is under way; EP_ERR_MISMATCH, EP_ERR_UNSUPPORTED (transport)
  */
