@@ -240,7 +240,7 @@ typedef struct ep_dispatch_args {
                                         copied out of it once, into memory of the allocator,
                                         which must outlive the result. */
     ep_event *previous;            /**< done before the call touches any tensor; may be NULL */
-    void *stream;                  /**< of the device; NULL on the CPU */
+    void *stream;                  /**< of the device; must be NULL on the CPU */
     int32_t num_sms; /**< multiprocessors the call may use; 0: the default, at most 16. Ignored on
                           the CPU, where num_threads of the buffer rules. */
 } ep_dispatch_args;

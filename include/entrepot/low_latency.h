@@ -116,7 +116,9 @@ typedef struct ep_ll_recv {
 
 /**
  * Sends every (token, expert) pair as one row and receives this rank's. Two
- * results may be alive at once; a third call while both are is EP_ERR_STATE.
+ * results may be alive at once. They take turns with two places: a call needs
+ * the place of the call before last, and while that result is alive it is
+ * EP_ERR_STATE, also when the one in between was released.
  * An expert that a token names twice gets one row, to which combine applies both
  * weights; in verify mode it is EP_ERR_CORRUPT.
  * The first call with a shape (M, H, E, K, S, wire, scale) sets memory up and

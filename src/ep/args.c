@@ -58,6 +58,13 @@ ep_status epi_result_copy(const char *call, const char *argument, void *given, c
     return EP_OK;
 }
 
+ep_status epi_check_no_stream(const char *call, const void *stream)
+{
+    return stream ? epi_fail(EP_ERR_ARGUMENT, "%s: stream is %p; it must be NULL on the CPU", call,
+                             stream)
+                  : EP_OK;
+}
+
 bool epi_tensor_given(const ep_tensor *tensor)
 {
     return tensor->ndim != 0 || tensor->data != NULL;

@@ -24,6 +24,9 @@ ep_status epi_args_copy(const char *call, const char *argument, void *full, size
 ep_status epi_result_copy(const char *call, const char *argument, void *given, const void *full,
                           size_t full_size);
 
+/* Streams belong to accelerators; on the CPU there is none to pass. */
+ep_status epi_check_no_stream(const char *call, const void *stream);
+
 bool epi_tensor_given(const ep_tensor *tensor);
 
 /* What a tensor must be; rows or columns of -1 are free. */

@@ -206,6 +206,8 @@ ep_status ep_combine(ep_buffer *buffer, const ep_combine_args *given, ep_event *
         c->row_weights = args.topk_weights;
     status = check_combine(c, &args);
     if (status == EP_OK && !buffer->backend)
+        status = epi_check_no_stream(call, args.stream);
+    if (status == EP_OK && !buffer->backend)
         return submit(c, args.previous, event);
     free(c);
     if (status == EP_OK)
@@ -234,6 +236,8 @@ ep_status ep_dispatch_backward(ep_buffer *buffer, const ep_dispatch_backward_arg
     c->row_weights = args.grad_recv_weights;
     c->out_weights = args.grad_topk_weights;
     status = check_backward(c);
+    if (status == EP_OK && !buffer->backend)
+        status = epi_check_no_stream(call, args.stream);
     if (status == EP_OK && !buffer->backend)
         return submit(c, args.previous, event);
     free(c);

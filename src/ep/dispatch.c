@@ -446,6 +446,8 @@ ep_status ep_dispatch(ep_buffer *buffer, const ep_dispatch_args *given, ep_recv 
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
         status = check_args(call, buffer, &args, recv);
+    if (status == EP_OK && !buffer->backend)
+        status = epi_check_no_stream(call, args.stream);
     if (status == EP_OK && buffer->backend)
         return buffer->backend->dispatch(buffer, &args, recv, event);
     if (status == EP_OK)
@@ -521,6 +523,8 @@ ep_status ep_combine_backward(ep_buffer *buffer, const ep_combine_backward_args 
                           recv ? "not sized: start from EP_RECV_INIT" : "NULL");
     if (status == EP_OK)
         status = check_combine_backward(call, buffer, &args);
+    if (status == EP_OK && !buffer->backend)
+        status = epi_check_no_stream(call, args.stream);
     if (status == EP_OK && buffer->backend)
         return buffer->backend->combine_backward(buffer, &args, recv, event);
     ep_dispatch_args forward = EP_DISPATCH_ARGS_INIT;

@@ -298,6 +298,8 @@ ep_status ep_ll_combine(ep_buffer *buffer, const ep_ll_combine_args *given, ep_e
     ep_status status = epi_args_copy(call, "args", &args, sizeof args, given);
     if (status == EP_OK)
         status = epi_ll_check_combine(buffer, &args);
+    if (status == EP_OK && !buffer->backend)
+        status = epi_check_no_stream(call, args.stream);
     if (status == EP_OK && buffer->backend)
         return buffer->backend->ll_combine(buffer, &args, event);
     ll_combine *c = status == EP_OK ? calloc(1, sizeof *c) : NULL;

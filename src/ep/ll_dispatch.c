@@ -251,6 +251,8 @@ ep_status ep_ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *given, ep
         status = epi_ll_check_dispatch(buffer, &args, recv, &table_sum);
     if (status == EP_OK && buffer->backend)
         return buffer->backend->ll_dispatch(buffer, &args, recv, event);
+    if (status == EP_OK)
+        status = epi_check_no_stream(call, args.stream);
     epi_ll_dispatch *d = status == EP_OK ? calloc(1, sizeof *d) : NULL;
     if (status == EP_OK && !d)
         status = epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);

@@ -18,6 +18,8 @@ static void rows(struct args_bench *bench)
         "ep_combine: y.stride[0] is 8; it must be at least 64");
     BAD(combine, combine, a.y.data = NULL, ARG, "ep_combine: y.data is NULL");
     BAD(combine, combine, a.handle = NULL, ARG, "ep_combine: handle is NULL");
+    BAD(combine, combine, a.stream = (void *)1, ARG,
+        "ep_combine: stream is 0x1; it must be NULL on the CPU");
     BAD(combine, combine, a.handle = bench->other_recv.handle, ARG,
         "ep_combine: handle was made by another buffer");
 }
@@ -123,6 +125,8 @@ static void dispatch_backward(struct args_bench *bench)
         "ep_dispatch_backward: grad_topk_weights.shape[1] is 3; it must be 2");
     BAD(dispatch_backward, dispatch_backward, a.handle = NULL, ARG,
         "ep_dispatch_backward: handle is NULL");
+    BAD(dispatch_backward, dispatch_backward, a.stream = (void *)1, ARG,
+        "ep_dispatch_backward: stream is 0x1; it must be NULL on the CPU");
     BAD(dispatch_backward, dispatch_backward, a.handle = bench->other_recv.handle, ARG,
         "ep_dispatch_backward: handle was made by another buffer");
 }
@@ -141,6 +145,8 @@ static void combine_backward(struct args_bench *bench)
         "8");
     BAD(combine_backward, combine_backward, a.handle = NULL, ARG,
         "ep_combine_backward: handle is NULL");
+    BAD(combine_backward, combine_backward, a.stream = (void *)1, ARG,
+        "ep_combine_backward: stream is 0x1; it must be NULL on the CPU");
     BAD(combine_backward, combine_backward, a.handle = bench->other_recv.handle, ARG,
         "ep_combine_backward: handle was made by another buffer");
     BAD(combine_backward, combine_backward, a.topk_weights = bench->dispatch.topk_weights, ARG,

@@ -75,6 +75,8 @@ static void scales(struct args_bench *bench)
         "ep_dispatch: wire is 2; it must be 0 or 1 (ep_wire)");
     BAD(dispatch, dispatch, a.scale = (ep_scale)3, ARG,
         "ep_dispatch: scale is 3; it must be 0..2 (ep_scale)");
+    BAD(dispatch, dispatch, a.stream = (void *)1, ARG,
+        "ep_dispatch: stream is 0x1; it must be NULL on the CPU");
 }
 
 static void routing(struct args_bench *bench)

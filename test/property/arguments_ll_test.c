@@ -183,6 +183,8 @@ static void dispatch_choices(ll_bench *ll)
            "ep_ll_dispatch: scale is 3; it must be 0..2 (ep_scale)");
     LL_BAD(dispatch, a.scales_by_column = 2, ARG,
            "ep_ll_dispatch: scales_by_column is 2; it must be 0 or 1");
+    LL_BAD(dispatch, a.stream = (void *)1, ARG,
+           "ep_ll_dispatch: stream is 0x1; it must be NULL on the CPU");
     LL_BAD(dispatch, a.completion = (ep_completion)2, ARG,
            "ep_ll_dispatch: completion is 2; it must be 0 or 1 (ep_completion)");
     LL_BAD(dispatch, a.expert_tokens.dtype = EP_I64, ARG,
@@ -256,6 +258,8 @@ static void combine_rest(ll_bench *ll)
            "ep_ll_combine: out.stride[0] is 63; it must be at least 64");
     LL_BAD(combine, a.wire = (ep_combine_wire)2, ARG,
            "ep_ll_combine: wire is 2; it must be 0 or 1 (ep_combine_wire)");
+    LL_BAD(combine, a.stream = (void *)1, ARG,
+           "ep_ll_combine: stream is 0x1; it must be NULL on the CPU");
     LL_BAD(combine, a.completion = (ep_completion)2, ARG,
            "ep_ll_combine: completion is 2; it must be 0 or 1 (ep_completion)");
     LL_BAD(combine, a.wait_cost = ep_tensor_1d(cost, EP_I64, 3), ARG,
