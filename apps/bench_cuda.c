@@ -128,26 +128,6 @@ static ep_status time_calls(cuda_rank *c, bench_phase phase, call_fn call)
     return ep_group_barrier(b->self->group);
 }
 
-/* How fast all ranks together copy device memory. */
-static ep_status measure_copies(cuda_rank *c, copy_round *rounds)
-{
-    size_t bytes = (size_t)(c->num_rows * c->base.o->hidden) * 2;
-    rank_self *self = c->base.self;
-    BENCH_TRY(ep_group_barrier(self->group));
-    for (int i = 0; i < 2 * COPY_ROUNDS; i++) {
-        BENCH_TRY(gpu_mark(&c->gpu, 0));
-        BENCH_TRY(ep_device_copy(EP_DEVICE_CUDA, c->gpu.index, i & 1 ? c->y : c->y_ordinary,
-                                 i & 1 ? c->y_ordinary : c->y, bytes, c->gpu.stream));
-        BENCH_TRY(gpu_mark(&c->gpu, 1));
-        double us;
-        BENCH_TRY(gpu_between(&c->gpu, 0, 1, &us));
-        copy_round *round = &rounds[i * self->num_ranks + self->rank];
-        round->time = (span){0, (int64_t)(us * 1e3)};
-        round->bytes = (int64_t)bytes;
-    }
-    return EP_OK;
-}
-
 /* ---------------------------------------------------------------- set-up */
 
 static ep_status upload_inputs(cuda_rank *c)
@@ -264,7 +244,8 @@ static ep_status measure(cuda_rank *c)
     BENCH_TRY(time_calls(c, BENCH_COMBINE_ORDINARY, combine_ordinary));
     if (b->o->check)
         check(c);
-    return measure_copies(c, b->c->copies);
+    return gpu_copy_limit(&c->gpu, b->self, b->c->copies, c->y_ordinary, c->y,
+                          (size_t)(c->num_rows * b->o->hidden) * sizeof *c->y);
 }
 
 ep_status bench_cuda_rank(rank_self *self)

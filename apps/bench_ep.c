@@ -71,6 +71,8 @@ static int parse(int argc, char **argv, bench_options *o)
     char text[32];
     if (options_parse(&spec, argc, argv, &code) < 0)
         return code == EXIT_OK ? -1 : code;
+    if (o->mps && o->backend != BENCH_BACKEND_CUDA)
+        return options_misuse(&spec, "--mps is given without --backend cuda");
     if (o->backend == BENCH_BACKEND_CUDA && 3 * o->iters >= GPU_MAX_MARKS) {
         snprintf(text, sizeof text, "%lld", (long long)o->iters);
         return options_bad_value(&spec, "iters", text, "at most 1364 with --backend cuda");
@@ -216,7 +218,8 @@ int cmd_bench_ep(int argc, char **argv)
     if (code)
         return code < 0 ? EXIT_OK : code;
     code = load_files(&o, &routing, &plan);
-    if (code == EXIT_OK && o.mps && !mps_start("entrepot bench ep"))
+    if (code == EXIT_OK && o.backend == BENCH_BACKEND_CUDA &&
+        !gpu_prepare("entrepot bench ep", (int)o.ranks, o.mps))
         code = EXIT_RUNTIME;
     if (code == EXIT_OK)
         code = run(&o, &routing, &plan);

@@ -12,9 +12,13 @@
 
 #define DEMO_ITERATIONS 8 /* of the exchanges, timed; the experts run once per wire */
 
+enum { DEMO_BACKEND_CPU, DEMO_BACKEND_CUDA };
+extern const char *const demo_backends[];
+
 typedef struct demo_options {
     int64_t ranks, tokens, seed;
-    bool json;
+    int backend;
+    bool json, mps;
 } demo_options;
 
 /* The names of the field: T2 is what happens before experts, T3 the experts, T4 what follows. */
@@ -29,6 +33,10 @@ typedef enum demo_phase {
     DEMO_NUM_PHASES
 } demo_phase;
 
+/* Bytes that a rank copies on a GPU to find the copy limit, at least: fewer take longer to launch
+   than to copy. */
+#define DEMO_COPY_BYTES ((size_t)128 << 20)
+
 enum { DEMO_WIRE_BF16, DEMO_WIRE_FP8, DEMO_NUM_WIRES };
 
 /* Bytes of a dispatched row. */
@@ -40,6 +48,8 @@ typedef struct demo_rank_result {
     int64_t own_rows; /* of them, from the rank itself */
     int64_t pairs;    /* (token, expert) pairs that its experts computed */
     bool old_agrees;  /* the traditional path gave the same rows and outputs */
+    int gpu;          /* its index, with --backend cuda */
+    char gpu_name[96];
 } demo_rank_result;
 
 typedef struct demo_context {
@@ -54,6 +64,12 @@ typedef struct demo_context {
     int64_t stage_rows;            /* tokens * ranks: any routing fits */
     int32_t *stage_counts;         /* [ranks * ranks] */
 } demo_context;
+
+/* How often the copy limit is measured. */
+static inline int demo_copy_rounds(const demo_options *o)
+{
+    return o->backend == DEMO_BACKEND_CUDA ? 2 * COPY_ROUNDS : COPY_ROUNDS;
+}
 
 static inline span *demo_span_at(const demo_context *c, int phase, int iteration, int rank)
 {

@@ -1,44 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /* What each rank of the demo does: the layer once per wire, then the exchanges again for time. */
 #include "check.h"
-#include "demo.h"
+#include "demo_state.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define TRY(call)                   \
-    do {                            \
-        ep_status status_ = (call); \
-        if (status_ != EP_OK)       \
-            return status_;         \
-    } while (0)
-
-typedef struct demo_state {
-    rank_self *self;
-    const demo_context *c;
-    ep_buffer *buffer;
-    ep_recv recv;
-    int64_t tokens, num_rows;
-    uint16_t *x, *out;
-    int32_t *ids;
-    float *weights;
-    uint16_t *y;      /* expert outputs, in the window; set by the first dispatch */
-    uint16_t *y_copy; /* the same in ordinary memory */
-    demo_traditional *old;
-    float e4m3[256]; /* value of each code */
-} demo_state;
-
-static ep_status no_memory(demo_state *d)
-{
-    return rank_fail(d->self, EP_ERR_MEMORY, "out of memory");
-}
-
+/* To the end of what the call put into the rank's stream. */
 #define TIMED(phase, iteration, call)                                      \
     do {                                                                   \
-        TRY(ep_group_barrier(d->self->group));                             \
+        DEMO_TRY(ep_group_barrier(d->self->group));                        \
         span *span_ = demo_span_at(d->c, phase, iteration, d->self->rank); \
         span_->start_ns = clock_ns();                                      \
-        TRY(call);                                                         \
+        DEMO_TRY(call);                                                    \
+        DEMO_TRY(demo_wait(&d->memory));                                   \
         span_->end_ns = clock_ns();                                        \
     } while (0)
 
@@ -50,13 +25,13 @@ static ep_status route(demo_state *d)
     float *router = demo_router_create(w);
     float *values = malloc((size_t)d->tokens * DEMO_HIDDEN * sizeof *values);
     float *logits = malloc((size_t)(d->tokens * demo_padded_experts(w)) * sizeof *logits);
-    ep_status status = router && values && logits ? EP_OK : no_memory(d);
+    ep_status status = router && values && logits ? EP_OK : demo_no_memory(d);
     if (status == EP_OK)
         status = ep_group_barrier(d->self->group);
     span *s = demo_span_at(d->c, DEMO_ROUTER, 0, d->self->rank);
     s->start_ns = clock_ns();
     if (status == EP_OK)
-        demo_route(w, router, d->x, d->tokens, values, logits, d->ids, d->weights);
+        demo_route(w, router, d->host.x, d->tokens, values, logits, d->host.ids, d->host.weights);
     s->end_ns = clock_ns();
     free(router);
     free(values);
@@ -68,21 +43,25 @@ static ep_status route(demo_state *d)
 
 static ep_status dispatch(demo_state *d, int wire)
 {
+    const demo_memory *m = &d->memory;
     ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
-    args.x = ep_tensor_2d(d->x, EP_BF16, d->tokens, DEMO_HIDDEN);
-    args.topk_idx = ep_tensor_2d(d->ids, EP_I32, d->tokens, DEMO_TOPK);
-    args.topk_weights = ep_tensor_2d(d->weights, EP_F32, d->tokens, DEMO_TOPK);
+    args.x = demo_tensor(m, d->seen.x, EP_BF16, d->tokens, DEMO_HIDDEN);
+    args.topk_idx = demo_tensor(m, d->seen.ids, EP_I32, d->tokens, DEMO_TOPK);
+    args.topk_weights = demo_tensor(m, d->seen.weights, EP_F32, d->tokens, DEMO_TOPK);
     args.num_experts = d->c->load.num_experts;
     args.wire = wire == DEMO_WIRE_FP8 ? EP_WIRE_FP8 : EP_WIRE_INPUT;
+    args.stream = demo_stream(m);
     return ep_dispatch(d->buffer, &args, &d->recv, NULL);
 }
 
-static ep_status combine(demo_state *d, uint16_t *out)
+static ep_status combine(demo_state *d)
 {
+    const demo_memory *m = &d->memory;
     ep_combine_args args = EP_COMBINE_ARGS_INIT;
-    args.y = ep_tensor_2d(d->y, EP_BF16, d->num_rows, DEMO_HIDDEN);
+    args.y = demo_tensor(m, d->y, EP_BF16, d->num_rows, DEMO_HIDDEN);
     args.handle = d->recv.handle;
-    args.out = ep_tensor_2d(out, EP_BF16, d->tokens, DEMO_HIDDEN);
+    args.out = demo_tensor(m, d->seen.out, EP_BF16, d->tokens, DEMO_HIDDEN);
+    args.stream = demo_stream(m);
     return ep_combine(d->buffer, &args, NULL);
 }
 
@@ -94,136 +73,51 @@ static void release(demo_state *d)
     d->recv.handle = NULL;
 }
 
-/* ----------------------------------------------------------------- experts */
-
-/* Rows of one expert, gathered, and its outputs. */
-typedef struct batch {
-    demo_expert expert;
-    int64_t n;
-    int64_t *row; /* [num_rows] where each came from, and with which weight */
-    float *weight;
-    float *x, *y, *scratch;
-    float *sum; /* [num_rows, DEMO_HIDDEN] of all experts of this rank */
-} batch;
-
-static void batch_free(batch *b)
-{
-    demo_expert_free(&b->expert);
-    free(b->row);
-    free(b->weight);
-    free(b->x);
-    free(b->y);
-    free(b->scratch);
-    free(b->sum);
-}
-
-static bool batch_alloc(batch *b, int64_t num_rows, int64_t largest)
-{
-    size_t rows = (size_t)num_rows + 1, most = (size_t)largest + 1;
-    memset(b, 0, sizeof *b);
-    b->row = malloc(most * sizeof *b->row);
-    b->weight = malloc(most * sizeof *b->weight);
-    b->x = malloc(most * DEMO_HIDDEN * sizeof *b->x);
-    b->y = malloc(most * DEMO_HIDDEN * sizeof *b->y);
-    b->scratch = malloc(most * 2 * DEMO_WIDTH * sizeof *b->scratch);
-    b->sum = calloc(rows * DEMO_HIDDEN, sizeof *b->sum);
-    return demo_expert_alloc(&b->expert) && b->row && b->weight && b->x && b->y && b->scratch &&
-           b->sum;
-}
-
-/* One received row as float32. */
-static void read_row(const demo_state *d, int64_t row, float *x)
-{
-    if (d->recv.x.dtype == EP_BF16) {
-        const uint16_t *from = (const uint16_t *)d->recv.x.data + row * d->recv.x.stride[0];
-        for (int h = 0; h < DEMO_HIDDEN; h++)
-            x[h] = float_from_bf16(from[h]);
-        return;
-    }
-    const uint8_t *from = (const uint8_t *)d->recv.x.data + row * d->recv.x.stride[0];
-    const float *scales = (const float *)d->recv.scales.data + row * d->recv.scales.stride[0];
-    for (int h = 0; h < DEMO_HIDDEN; h++)
-        x[h] = d->e4m3[from[h]] * scales[h / 128 * d->recv.scales.stride[1]];
-}
-
-static void gather(const demo_state *d, int32_t expert, batch *b)
-{
-    const int32_t *ids = d->recv.topk_idx.data;
-    const float *weights = d->recv.topk_weights.data;
-    b->n = 0;
-    for (int64_t i = 0; i < d->num_rows * DEMO_TOPK; i++) {
-        if (ids[i] != expert)
-            continue;
-        b->row[b->n] = i / DEMO_TOPK;
-        b->weight[b->n] = weights[i];
-        read_row(d, b->row[b->n], b->x + b->n * DEMO_HIDDEN);
-        b->n++;
-    }
-}
-
-static void scatter(batch *b)
-{
-    for (int64_t i = 0; i < b->n; i++) {
-        const float *y = b->y + i * DEMO_HIDDEN;
-        float *sum = b->sum + b->row[i] * DEMO_HIDDEN;
-        for (int h = 0; h < DEMO_HIDDEN; h++)
-            sum[h] += b->weight[i] * y[h];
-    }
-}
-
-/* All experts of this rank on the rows received; outputs go to the window. Making up weights is
-   not timed: a model has them. */
-static ep_status run_experts(demo_state *d, int wire)
-{
-    const int32_t *counts = d->recv.tokens_per_expert.data;
-    int64_t local = d->c->load.num_experts / d->self->num_ranks, largest = 0, spent = 0;
-    demo_rank_result *result = &d->c->results[d->self->rank];
-    batch b;
-    for (int64_t e = 0; e < local; e++)
-        largest = counts[e] > largest ? counts[e] : largest;
-    if (!batch_alloc(&b, d->num_rows, largest)) {
-        batch_free(&b);
-        return no_memory(d);
-    }
-    result->pairs = 0;
-    for (int32_t e = 0; e < local; e++) {
-        demo_expert_fill(&d->c->load, d->self->rank * local + e, &b.expert);
-        int64_t start = clock_ns();
-        gather(d, e, &b);
-        demo_expert_apply(&b.expert, b.x, b.n, b.scratch, b.y);
-        scatter(&b);
-        spent += clock_ns() - start;
-        result->pairs += b.n;
-        atomic_fetch_add_explicit(d->self->done, 1, memory_order_relaxed);
-    }
-    int64_t start = clock_ns();
-    for (int64_t i = 0; i < d->num_rows * DEMO_HIDDEN; i++)
-        d->y[i] = bf16_from_float(b.sum[i]);
-    spent += clock_ns() - start;
-    *demo_span_at(d->c, DEMO_EXPERTS, wire, d->self->rank) = (span){0, spent};
-    batch_free(&b);
-    return EP_OK;
-}
-
 /* ------------------------------------------------------------------- order */
+
+/* Room for expert outputs, in the window and for the host. */
+static ep_status alloc_outputs(demo_state *d)
+{
+    size_t bytes = (size_t)d->num_rows * DEMO_ROW_BF16 + 1;
+    DEMO_TRY(ep_buffer_alloc(d->buffer, bytes, (void **)&d->y));
+    d->y_host = d->memory.cuda ? malloc(bytes) : d->y;
+    return d->y_host ? EP_OK : demo_no_memory(d);
+}
 
 /* The layer, from routed tokens to outputs that the parent checks. */
 static ep_status run_layer(demo_state *d, int wire)
 {
     demo_rank_result *result = &d->c->results[d->self->rank];
-    TRY(dispatch(d, wire));
+    size_t bytes = (size_t)d->tokens * DEMO_ROW_BF16;
+    DEMO_TRY(dispatch(d, wire));
     d->num_rows = d->recv.num_rows;
-    const int32_t *offset = d->recv.source_offset.data;
+    if (!d->y)
+        DEMO_TRY(alloc_outputs(d));
+    DEMO_TRY(demo_run_experts(d, wire));
+    const int32_t *offset = d->view.source_offset.data;
     result->rows = d->num_rows;
     result->own_rows = offset[d->self->rank + 1] - offset[d->self->rank];
-    size_t bytes = (size_t)d->num_rows * DEMO_ROW_BF16;
-    if (!d->y)
-        TRY(ep_buffer_alloc(d->buffer, bytes ? bytes : 1, (void **)&d->y));
-    TRY(run_experts(d, wire));
-    TRY(combine(d, d->out));
-    memcpy(d->c->out[wire] + d->self->rank * d->tokens * DEMO_HIDDEN, d->out,
-           (size_t)d->tokens * DEMO_ROW_BF16);
+    demo_recv_view_end(d);
+    DEMO_TRY(combine(d));
+    DEMO_TRY(demo_mirror_get(&d->memory, d->host.out, d->seen.out, bytes));
+    memcpy(d->c->out[wire] + d->self->rank * d->tokens * DEMO_HIDDEN, d->host.out, bytes);
+    release(d);
     return EP_OK;
+}
+
+/* Rows that are on a GPU go through host memory on the traditional path, there and back. */
+static ep_status old_dispatch(demo_state *d, const uint16_t **rows, int64_t *num_rows)
+{
+    DEMO_TRY(demo_mirror_get(&d->memory, d->host.x, d->seen.x, (size_t)d->tokens * DEMO_ROW_BF16));
+    DEMO_TRY(demo_traditional_dispatch(d->old, d->host.x, rows, num_rows));
+    return demo_mirror_put(&d->memory, d->old_rows, *rows, (size_t)*num_rows * DEMO_ROW_BF16);
+}
+
+static ep_status old_combine(demo_state *d)
+{
+    DEMO_TRY(demo_mirror_get(&d->memory, d->y_host, d->y, (size_t)d->num_rows * DEMO_ROW_BF16));
+    DEMO_TRY(demo_traditional_combine(d->old, d->y_host, d->old_out));
+    return demo_mirror_put(&d->memory, d->old_seen, d->old_out, (size_t)d->tokens * DEMO_ROW_BF16);
 }
 
 /* The traditional path must do the same to be worth a comparison. */
@@ -232,74 +126,183 @@ static ep_status time_traditional(demo_state *d, int iteration)
     const uint16_t *rows = NULL;
     int64_t num_rows = 0;
     demo_rank_result *result = &d->c->results[d->self->rank];
-    TIMED(DEMO_OLD_DISPATCH, iteration, demo_traditional_dispatch(d->old, d->x, &rows, &num_rows));
+    TIMED(DEMO_OLD_DISPATCH, iteration, old_dispatch(d, &rows, &num_rows));
+    TIMED(DEMO_OLD_COMBINE, iteration, old_combine(d));
+    DEMO_TRY(demo_recv_view(d));
     result->old_agrees = num_rows == d->num_rows &&
-                         memcmp(rows, d->recv.x.data, (size_t)num_rows * DEMO_ROW_BF16) == 0;
-    TIMED(DEMO_OLD_COMBINE, iteration, demo_traditional_combine(d->old, d->y, d->out));
+                         memcmp(rows, d->view.x.data, (size_t)num_rows * DEMO_ROW_BF16) == 0;
+    demo_recv_view_end(d);
     return EP_OK;
+}
+
+static ep_status measure_copies(demo_state *d)
+{
+    size_t bytes = (size_t)d->num_rows * DEMO_ROW_BF16;
+    if (!d->memory.cuda) {
+        uint16_t *copy = malloc(bytes + 1);
+        if (!copy)
+            return demo_no_memory(d);
+        memcpy(copy, d->y, bytes);
+        ep_status status = copy_limit_measure(d->self, d->c->copies, d->y, copy, bytes);
+        free(copy);
+        return status;
+    }
+    gpu *g = &d->memory.gpu;
+    void *a = NULL, *b = NULL;
+    bytes = bytes > DEMO_COPY_BYTES ? bytes : DEMO_COPY_BYTES;
+    ep_status status = gpu_new(g, NULL, bytes, &a);
+    if (status == EP_OK)
+        status = gpu_new(g, NULL, bytes, &b);
+    if (status == EP_OK)
+        status = gpu_copy_limit(g, d->self, d->c->copies, a, b, bytes);
+    gpu_free(g, a);
+    gpu_free(g, b);
+    return status;
 }
 
 static ep_status time_exchanges(demo_state *d)
 {
-    size_t bytes = (size_t)d->num_rows * DEMO_ROW_BF16;
-    uint16_t *out = d->c->out[DEMO_WIRE_BF16] + d->self->rank * d->tokens * DEMO_HIDDEN;
+    size_t bytes = (size_t)d->tokens * DEMO_ROW_BF16;
     for (int i = 0; i < DEMO_ITERATIONS; i++) {
         TIMED(DEMO_DISPATCH_FP8, i, dispatch(d, DEMO_WIRE_FP8));
         release(d);
         TIMED(DEMO_DISPATCH, i, dispatch(d, DEMO_WIRE_BF16));
-        TIMED(DEMO_COMBINE, i, combine(d, out));
-        TRY(time_traditional(d, i));
+        TIMED(DEMO_COMBINE, i, combine(d));
+        DEMO_TRY(time_traditional(d, i));
         release(d);
         atomic_fetch_add_explicit(d->self->done, 1, memory_order_relaxed);
     }
-    d->c->results[d->self->rank].old_agrees &=
-        memcmp(out, d->out, (size_t)d->tokens * DEMO_ROW_BF16) == 0;
-    memcpy(d->y_copy, d->y, bytes);
-    return copy_limit_measure(d->self, d->c->copies, d->y, d->y_copy, bytes);
+    DEMO_TRY(demo_mirror_get(&d->memory, d->host.out, d->seen.out, bytes));
+    memcpy(d->c->out[DEMO_WIRE_BF16] + d->self->rank * d->tokens * DEMO_HIDDEN, d->host.out, bytes);
+    d->c->results[d->self->rank].old_agrees &= memcmp(d->host.out, d->old_out, bytes) == 0;
+    return measure_copies(d);
+}
+
+/* ------------------------------------------------------------------ set-up */
+
+static ep_status alloc_tensors(demo_state *d)
+{
+    size_t entries = (size_t)d->tokens * DEMO_TOPK * 4, rows = (size_t)d->tokens * DEMO_ROW_BF16;
+    demo_memory *m = &d->memory;
+    demo_tensors *host = &d->host, *seen = &d->seen;
+    host->x = calloc(1, rows);
+    host->out = calloc(1, rows);
+    host->ids = calloc(1, entries);
+    host->weights = calloc(1, entries);
+    d->old_out = calloc(1, rows);
+    if (!host->x || !host->out || !host->ids || !host->weights || !d->old_out)
+        return demo_no_memory(d);
+    for (int64_t t = 0; t < d->tokens; t++)
+        workload_row(&d->c->load, d->self->rank, t, host->x + t * DEMO_HIDDEN);
+    DEMO_TRY(demo_mirror(m, host->x, rows, (void **)&seen->x));
+    DEMO_TRY(demo_mirror(m, host->out, rows, (void **)&seen->out));
+    DEMO_TRY(demo_mirror(m, host->ids, entries, (void **)&seen->ids));
+    DEMO_TRY(demo_mirror(m, host->weights, entries, (void **)&seen->weights));
+    return demo_mirror(m, d->old_out, rows, (void **)&d->old_seen);
+}
+
+/* On a GPU the window is made large enough at once: to grow it, all ranks would have to wait. */
+static ep_status create_buffer(demo_state *d)
+{
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    ep_normal_shape shape = EP_NORMAL_SHAPE_INIT;
+    ep_normal_size size = {.size = sizeof size};
+    config.max_experts = (int32_t)d->c->load.num_experts;
+    shape.num_ranks = d->self->num_ranks;
+    shape.num_tokens = d->tokens;
+    shape.hidden = DEMO_HIDDEN;
+    shape.topk = DEMO_TOPK;
+    shape.num_experts = d->c->load.num_experts;
+    if (d->memory.cuda) {
+        DEMO_TRY(ep_normal_size_query(&shape, &size));
+        config.device = EP_DEVICE_CUDA;
+        config.device_index = d->memory.gpu.index;
+        /* a live result, expert outputs, and some that are more than expected */
+        config.window_bytes = 7 * size.expected_bytes / 2 + ((size_t)64 << 20);
+    }
+    return ep_buffer_create(d->self->group, d->memory.cuda ? &config : NULL, &d->buffer);
+}
+
+/* Experts are chosen on the host, as if they had been before. */
+static ep_status route_tokens(demo_state *d)
+{
+    size_t entries = (size_t)d->tokens * DEMO_TOPK * 4;
+    DEMO_TRY(route(d));
+    DEMO_TRY(demo_mirror_put(&d->memory, d->seen.ids, d->host.ids, entries));
+    return demo_mirror_put(&d->memory, d->seen.weights, d->host.weights, entries);
+}
+
+/* Everything of the traditional path, before anybody is timed. */
+static ep_status create_traditional(demo_state *d)
+{
+    size_t bytes = (size_t)d->num_rows * DEMO_ROW_BF16;
+    d->old = demo_traditional_create(d->self, d->host.ids);
+    if (!d->old)
+        return demo_no_memory(d);
+    if (d->memory.cuda)
+        DEMO_TRY(gpu_new(&d->memory.gpu, NULL, bytes, (void **)&d->old_rows));
+    return ep_group_barrier(d->self->group); /* all counts of the traditional path are there */
+}
+
+static ep_status note_gpu(const demo_state *d)
+{
+    demo_rank_result *result = &d->c->results[d->self->rank];
+    ep_device_info info = {.size = sizeof info};
+    if (!d->memory.cuda)
+        return EP_OK;
+    DEMO_TRY(ep_device_query(EP_DEVICE_CUDA, d->memory.gpu.index, &info));
+    result->gpu = d->memory.gpu.index;
+    memcpy(result->gpu_name, info.name, sizeof result->gpu_name);
+    return EP_OK;
 }
 
 static ep_status run(demo_state *d)
 {
-    size_t entries = (size_t)d->tokens * DEMO_TOPK;
-    d->x = malloc((size_t)d->tokens * DEMO_ROW_BF16);
-    d->out = malloc((size_t)d->tokens * DEMO_ROW_BF16);
-    d->ids = malloc(entries * sizeof *d->ids);
-    d->weights = malloc(entries * sizeof *d->weights);
-    if (!d->x || !d->out || !d->ids || !d->weights)
-        return no_memory(d);
-    for (int64_t t = 0; t < d->tokens; t++)
-        workload_row(&d->c->load, d->self->rank, t, d->x + t * DEMO_HIDDEN);
-    TRY(ep_buffer_create(d->self->group, NULL, &d->buffer));
-    TRY(route(d));
-    TRY(run_layer(d, DEMO_WIRE_FP8));
-    release(d);
-    TRY(run_layer(d, DEMO_WIRE_BF16));
-    release(d);
-    d->old = demo_traditional_create(d->self, d->ids);
-    d->y_copy = malloc((size_t)d->num_rows * DEMO_ROW_BF16 + 1);
-    if (!d->old || !d->y_copy)
-        return no_memory(d);
-    TRY(ep_group_barrier(d->self->group)); /* all counts of the traditional path are there */
+    DEMO_TRY(
+        demo_memory_open(&d->memory, d->c->options->backend == DEMO_BACKEND_CUDA, d->self->rank));
+    DEMO_TRY(note_gpu(d));
+    DEMO_TRY(alloc_tensors(d));
+    DEMO_TRY(create_buffer(d));
+    DEMO_TRY(route_tokens(d));
+    DEMO_TRY(run_layer(d, DEMO_WIRE_FP8));
+    DEMO_TRY(run_layer(d, DEMO_WIRE_BF16));
+    DEMO_TRY(create_traditional(d));
     return time_exchanges(d);
+}
+
+static void end(demo_state *d)
+{
+    demo_memory *m = &d->memory;
+    void *mirrors[] = {d->seen.x,       d->seen.out, d->seen.ids,
+                       d->seen.weights, d->old_seen, d->old_rows};
+    demo_recv_view_end(d);
+    if (d->recv.owner)
+        release(d);
+    if (m->cuda)
+        free(d->y_host);
+    if (d->y)
+        ep_buffer_free(d->buffer, d->y);
+    ep_buffer_destroy(d->buffer);
+    demo_traditional_free(d->old);
+    for (size_t i = 0; i < sizeof mirrors / sizeof *mirrors; i++)
+        demo_mirror_end(m, mirrors[i]);
+    demo_memory_close(m);
+    void *host[] = {d->host.x, d->host.out, d->host.ids, d->host.weights, d->old_out};
+    for (size_t i = 0; i < sizeof host / sizeof *host; i++)
+        free(host[i]);
 }
 
 ep_status demo_rank(rank_self *self)
 {
     const demo_context *c = self->context;
-    demo_state d = {.self = self, .c = c, .recv = EP_RECV_INIT, .tokens = c->options->tokens};
+    demo_state *d = calloc(1, sizeof *d);
+    if (!d)
+        return rank_fail(self, EP_ERR_MEMORY, "out of memory");
+    *d = (demo_state){.self = self, .c = c, .recv = EP_RECV_INIT, .tokens = c->options->tokens};
     for (int code = 0; code < 256; code++)
-        d.e4m3[code] = (float)check_e4m3_value((uint8_t)code);
-    ep_status status = run(&d);
-    if (d.recv.owner)
-        release(&d);
-    if (d.y)
-        ep_buffer_free(d.buffer, d.y);
-    ep_buffer_destroy(d.buffer);
-    demo_traditional_free(d.old);
-    free(d.x);
-    free(d.out);
-    free(d.ids);
-    free(d.weights);
-    free(d.y_copy);
+        d->e4m3[code] = (float)check_e4m3_value((uint8_t)code);
+    ep_status status = run(d);
+    end(d);
+    free(d);
     return status;
 }

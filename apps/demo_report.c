@@ -14,6 +14,7 @@ typedef struct report {
     double us[DEMO_NUM_PHASES];
     double limit_us[DEMO_NUM_PHASES]; /* of the copy limit; 0 where it does not apply */
     int64_t tokens, pairs, rows, own_rows, most_rows;
+    int gpus; /* 0: on the CPU */
     bool ok[DEMO_NUM_WIRES], old_agrees;
 } report;
 
@@ -24,6 +25,7 @@ static report collect(const demo_context *c, const demo_check *check)
                 .check = check,
                 .tokens = c->options->ranks * c->options->tokens,
                 .old_agrees = true};
+    bool cuda = c->options->backend == DEMO_BACKEND_CUDA;
     for (int i = 0; i < ranks; i++) {
         const demo_rank_result *result = &c->results[i];
         r.pairs += result->pairs;
@@ -31,6 +33,7 @@ static report collect(const demo_context *c, const demo_check *check)
         r.own_rows += result->own_rows;
         r.most_rows = result->rows > r.most_rows ? result->rows : r.most_rows;
         r.old_agrees &= result->old_agrees;
+        r.gpus = cuda && result->gpu >= r.gpus ? result->gpu + 1 : r.gpus;
     }
     for (int p = 0; p < DEMO_NUM_PHASES; p++) {
         int iterations = p == DEMO_ROUTER    ? 1
@@ -38,7 +41,7 @@ static report collect(const demo_context *c, const demo_check *check)
                                              : DEMO_ITERATIONS;
         r.us[p] = span_median_us(demo_span_at(c, p, 0, 0), iterations, ranks);
     }
-    double rate = copy_limit_rate(c->copies, COPY_ROUNDS, ranks);
+    double rate = copy_limit_rate(c->copies, demo_copy_rounds(c->options), ranks);
     r.limit_us[DEMO_DISPATCH] = (double)(r.rows * DEMO_ROW_BF16) / rate;
     r.limit_us[DEMO_DISPATCH_FP8] = (double)(r.rows * DEMO_ROW_FP8) / rate;
     /* A copy of n bytes reads n and writes n; combine reads rows and writes tokens. */
@@ -92,6 +95,8 @@ static int print_json(const report *r)
     json j;
     json_start(&j, stdout);
     json_open_object(&j, NULL);
+    json_text(&j, "backend", demo_backends[o->backend]);
+    json_integer(&j, "gpus", r->gpus);
     json_integer(&j, "ranks", o->ranks);
     json_integer(&j, "tokens", o->tokens);
     json_integer(&j, "hidden", DEMO_HIDDEN);
@@ -111,7 +116,7 @@ static int print_json(const report *r)
 
 static void print_phase(const report *r, const char *name, demo_phase phase, int old)
 {
-    printf("  %-26s %9.2f ms", name, r->us[phase] / 1e3);
+    printf("  %-28s %8.*f ms", name, r->gpus ? 3 : 2, r->us[phase] / 1e3);
     if (r->limit_us[phase] > 0)
         printf("  %6.0f %%", 100 * r->limit_us[phase] / r->us[phase]);
     else if (old >= 0)
@@ -125,13 +130,24 @@ static void print_phases(const report *r)
 {
     printf("Phase                             time    of copy   traditional  times\n"
            "                            (slowest rank)  limit      path     as fast\n");
-    print_phase(r, "T2 dispatch: router", DEMO_ROUTER, -1);
+    print_phase(r, r->gpus ? "T2 dispatch: router, on host" : "T2 dispatch: router", DEMO_ROUTER,
+                -1);
     print_phase(r, "T2 dispatch: BF16 rows", DEMO_DISPATCH, DEMO_OLD_DISPATCH);
     print_phase(r, "T2 dispatch: FP8 rows", DEMO_DISPATCH_FP8, DEMO_OLD_DISPATCH);
-    print_phase(r, "T3 expert: SwiGLU MLPs", DEMO_EXPERTS, -1);
+    print_phase(r, r->gpus ? "T3 expert: MLPs, on the host" : "T3 expert: SwiGLU MLPs",
+                DEMO_EXPERTS, -1);
     print_phase(r, "T4 combine", DEMO_COMBINE, DEMO_OLD_COMBINE);
-    printf("  Traditional path: pack, copy into shared memory, barrier, copy out, barrier;\n"
-           "  emulated on the same ranks without any other cost of a message layer.\n\n");
+    if (r->gpus)
+        printf(
+            "  Dispatch and combine: from a barrier until the rank's stream is done. Experts: "
+            "with\n"
+            "  copying rows to the host and outputs back. Copy limit: of device memory.\n"
+            "  Traditional path: rows to the host, then as without GPUs (pack, copy into shared\n"
+            "  memory, barrier, copy out, barrier), and back; a program whose ranks can't write\n"
+            "  to each other's GPU. Ordinary host memory, no other cost of a message layer.\n\n");
+    else
+        printf("  Traditional path: pack, copy into shared memory, barrier, copy out, barrier;\n"
+               "  emulated on the same ranks without any other cost of a message layer.\n\n");
 }
 
 static double percent(int64_t part, int64_t whole)
@@ -194,6 +210,9 @@ static int print_tables(const report *r)
            "top-%d of\n%lld SwiGLU experts of width %d, sigmoid router, random weights\n\n",
            (long long)o->ranks, (long long)o->tokens, DEMO_HIDDEN, DEMO_TOPK,
            (long long)r->c->load.num_experts, DEMO_WIDTH);
+    if (r->gpus)
+        printf("Rows on %d GPU%s: %s\n\n", r->gpus, r->gpus > 1 ? "s" : "",
+               r->c->results[0].gpu_name);
     print_phases(r);
     print_ideas(r);
     print_load(r);

@@ -98,3 +98,21 @@ ep_status gpu_wait(gpu *g)
 {
     return ep_stream_wait(EP_DEVICE_CUDA, g->index, g->stream);
 }
+
+ep_status gpu_copy_limit(gpu *g, rank_self *self, copy_round *rounds, void *a, void *b,
+                         size_t bytes)
+{
+    TRY(ep_group_barrier(self->group));
+    for (int i = 0; i < 2 * COPY_ROUNDS; i++) {
+        TRY(gpu_mark(g, 0));
+        TRY(ep_device_copy(EP_DEVICE_CUDA, g->index, i & 1 ? b : a, i & 1 ? a : b, bytes,
+                           g->stream));
+        TRY(gpu_mark(g, 1));
+        double us;
+        TRY(gpu_between(g, 0, 1, &us));
+        copy_round *round = &rounds[i * self->num_ranks + self->rank];
+        round->time = (span){0, (int64_t)(us * 1e3)};
+        round->bytes = (int64_t)bytes;
+    }
+    return EP_OK;
+}

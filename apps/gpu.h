@@ -3,6 +3,9 @@
 #ifndef APPS_GPU_H
 #define APPS_GPU_H
 
+#include "copy_limit.h"
+#include "ranks.h"
+
 #include "entrepot/device.h"
 #include "entrepot/ep.h"
 
@@ -16,6 +19,14 @@ typedef struct gpu {
     void *mark[GPU_MAX_MARKS]; /* points in the stream; made when first used */
     int64_t sms;               /* quota of calls; 0: the default */
 } gpu;
+
+/*
+ * What a command does before it starts ranks on GPUs: looks whether there are
+ * any, from a child, since a process that has touched a device can't fork ranks
+ * that do; starts MPS if asked, or warns when ranks have to share a GPU without.
+ * False after a message of what is missing and what to do.
+ */
+bool gpu_prepare(const char *command, int ranks, bool mps);
 
 /* The device of a rank: ranks take turns over those there are. EP_ERR_UNSUPPORTED without any. */
 ep_status gpu_open(gpu *g, int rank);
@@ -38,6 +49,11 @@ ep_status gpu_mark(gpu *g, int i);
 ep_status gpu_between(gpu *g, int from, int to, double *us);
 ep_status gpu_wait(gpu *g);
 
+/* How fast all ranks together copy device memory: `bytes` to and fro between `a` and `b`,
+   2 * COPY_ROUNDS times, each noted in rounds[i * num_ranks + rank]. Collective. */
+ep_status gpu_copy_limit(gpu *g, rank_self *self, copy_round *rounds, void *a, void *b,
+                         size_t bytes);
+
 /*
  * A control daemon of NVIDIA MPS with folders of its own, so that kernels of
  * several processes run at once. Starting sets the environment by which
@@ -45,5 +61,7 @@ ep_status gpu_wait(gpu *g);
  */
 bool mps_start(const char *command); /* false after a message */
 void mps_stop(void);
+/* Whether a daemon seems to run where processes forked now would look for it. */
+bool mps_runs(void);
 
 #endif

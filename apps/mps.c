@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -75,4 +76,13 @@ void mps_stop(void)
     control(NULL, "quit\n");
     remove_folder();
     folder[0] = 0;
+}
+
+bool mps_runs(void)
+{
+    const char *where = getenv("CUDA_MPS_PIPE_DIRECTORY");
+    char path[4096];
+    struct stat found;
+    snprintf(path, sizeof path, "%s/control", where && *where ? where : "/tmp/nvidia-mps");
+    return stat(path, &found) == 0;
 }

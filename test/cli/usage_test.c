@@ -41,6 +41,12 @@ static const struct {
      "demo --help)\n"},
     {"entrepot demo --tokens 0", "entrepot demo: --tokens is '0'; it can be an integer in 1..4096 "
                                  "(see entrepot demo --help)\n"},
+    {"entrepot demo --backend gpu",
+     "entrepot demo: --backend is 'gpu'; it can be cpu or cuda (see entrepot demo --help)\n"},
+    {"entrepot demo --mps",
+     "entrepot demo: --mps is given without --backend cuda (see entrepot demo --help)\n"},
+    {"entrepot bench ep --mps",
+     "entrepot bench ep: --mps is given without --backend cuda (see entrepot bench ep --help)\n"},
     {"entrepot run -n 2 --grace -1 -- true",
      "entrepot run: --grace is '-1'; it can be a number in 0..86400 (see entrepot run --help)\n"},
     {"entrepot run -n 2 --grace nan -- true",
