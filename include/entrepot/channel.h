@@ -52,7 +52,8 @@ EP_API void ep_channel_destroy(ep_channel *channel);
  * sent there before. Waits while the lane is full; `data` is free on return.
  *
  * @return EP_ERR_ARGUMENT; EP_ERR_STATE when `to` is masked; EP_ERR_TIMEOUT or
- *         EP_ERR_RANK_DEAD, which name `to`. After any of them nothing was sent.
+ *         EP_ERR_RANK_DEAD, which name `to`; EP_ERR_ABORTED, which names the rank
+ *         that gave the channel up. After any of them nothing was sent.
  */
 EP_API ep_status ep_channel_send(ep_channel *channel, int32_t to, int32_t lane, const void *data,
                                  size_t bytes);
@@ -63,12 +64,25 @@ EP_API ep_status ep_channel_send(ep_channel *channel, int32_t to, int32_t lane, 
  * @param from   the rank that fills the lane; this rank itself is allowed
  * @param bytes  length expected
  * @return EP_ERR_ARGUMENT; EP_ERR_STATE when `from` is masked; EP_ERR_TIMEOUT or
- *         EP_ERR_RANK_DEAD, which name `from`;
+ *         EP_ERR_RANK_DEAD, which name `from`; EP_ERR_ABORTED, which names the
+ *         rank that gave the channel up;
  *         EP_ERR_MISMATCH when the message is of another rank or length, and it
  *         then stays in the lane.
  */
 EP_API ep_status ep_channel_recv(ep_channel *channel, int32_t from, int32_t lane, void *data,
                                  size_t bytes);
+
+/**
+ * Gives the channel up for all ranks: waits on it, here and there, end at once.
+ * Messages that have come can still be received, and there may be room to send;
+ * a call that would have to wait returns EP_ERR_ABORTED and names this rank and
+ * `why`, or EP_ERR_RANK_DEAD and the rank that has ended where that is `why`.
+ * Local; what is given up stays so, and only the first call of a rank counts.
+ *
+ * @param why  any status but EP_OK
+ * @return EP_ERR_ARGUMENT
+ */
+EP_API ep_status ep_channel_give_up(ep_channel *channel, ep_status why);
 
 #ifdef __cplusplus
 }

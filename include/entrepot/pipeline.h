@@ -94,11 +94,14 @@ typedef struct ep_pipeline_link {
     void *context; /**< passed to both */
     ep_status (*send)(void *context, int32_t to, int32_t lane, const void *data, size_t bytes);
     ep_status (*recv)(void *context, int32_t from, int32_t lane, void *data, size_t bytes);
+
+    /** Tells the other ranks that this one's run has failed; may be NULL. */
+    void (*give_up)(void *context, ep_status why);
 } ep_pipeline_link;
 
-#define EP_PIPELINE_LINK_INIT                      \
-    {                                              \
-        sizeof(ep_pipeline_link), NULL, NULL, NULL \
+#define EP_PIPELINE_LINK_INIT                            \
+    {                                                    \
+        sizeof(ep_pipeline_link), NULL, NULL, NULL, NULL \
     }
 
 /**
@@ -108,8 +111,9 @@ typedef struct ep_pipeline_link {
  * @param link  may be NULL for a schedule of one rank
  * @return EP_ERR_ARGUMENT (names the member that is missing); EP_ERR_FORMAT when
  *         an assembled schedule is not legal; EP_ERR_MEMORY; what a callback or
- *         the link returned. After the last the other ranks are left waiting, and
- *         their waits end as the link bounds them.
+ *         the link returned. Whatever ends a run is told to the other ranks by
+ *         link->give_up, and the link is of no more use; without it they are left
+ *         waiting, and their waits end as the link bounds them.
  */
 EP_API ep_status ep_pipeline_run(const ep_schedule *schedule, int32_t rank,
                                  const ep_pipeline_config *config,
@@ -122,7 +126,9 @@ EP_API ep_status ep_pipeline_run(const ep_schedule *schedule, int32_t rank,
  *
  * A lane has one slot more than the schedule needs, so that a sender seldom
  * waits. The link's waits are bounded by the group's timeout and name the late
- * rank.
+ * rank. When a run fails on one rank, runs of the others end at once with
+ * EP_ERR_ABORTED, or EP_ERR_RANK_DEAD, and name the rank where it began; then
+ * close the link on every rank and open another.
  *
  * @param link  filled in; close with ep_pipeline_link_close() before the group
  * @return EP_ERR_ARGUMENT, EP_ERR_MISMATCH (ranks have different schedules or

@@ -28,8 +28,13 @@
 #define MAX_SLOTS 65536
 #define MAX_SLOT_BYTES (INT64_C(1) << 40)
 
-/* Words of the window by which ranks wake each other; their values only count wakes. */
-enum { WAKE_RECEIVER, WAKE_SENDER };
+/* Words of the window: two by which ranks wake each other, whose values only count wakes, and one
+   that a rank sets once, when it gives the channel up. */
+enum { WAKE_RECEIVER, WAKE_SENDER, GIVEN_UP };
+
+/* The word GIVEN_UP: that it is set, whose fault it is, and why. */
+#define GIVEN_UP_BIT (UINT64_C(1) << 63)
+#define GIVEN_UP_WORD(culprit, why) (GIVEN_UP_BIT | (uint64_t)(culprit) << 32 | (uint32_t)(why))
 
 typedef struct mark {
     _Alignas(LINE) _Atomic uint64_t count;
@@ -49,6 +54,7 @@ struct ep_channel {
     uint64_t *sent;                      /* [ranks][lanes] messages put into others' lanes */
     uint64_t *received;                  /* [lanes] messages taken from this rank's lanes */
     uint64_t *wakes[2];                  /* [ranks] notifications sent, by word */
+    uint64_t gave_up;                    /* the word GIVEN_UP of this rank; 0: not given up */
 };
 
 static size_t round_up(size_t value, size_t unit)
@@ -185,31 +191,55 @@ void ep_channel_destroy(ep_channel *c)
     free(c);
 }
 
-/* A wait for one peer: until `count` reaches `least`. */
+/* A wait for one peer: until `count` reaches `least`, or somebody gave the channel up. */
 typedef struct expectation {
+    const ep_channel *channel;
     const _Atomic uint64_t *count;
     uint64_t least;
     int peer;
 } expectation;
 
-static bool has_come(void *context)
+/* The word of the first rank that gave the channel up, or 0. */
+static uint64_t given_up(const ep_channel *c)
 {
-    const expectation *e = context;
+    const epi_control *control = (const epi_control *)c->window->base;
+    uint64_t word = c->gave_up;
+    for (int rank = 0; rank < c->group->num_ranks && !word; rank++)
+        word = atomic_load_explicit(&control->source[rank].slot[GIVEN_UP], memory_order_acquire);
+    return word;
+}
+
+static bool has_come(const expectation *e)
+{
     /* acquire: pairs with the release in send or recv of the peer */
     return atomic_load_explicit(e->count, memory_order_acquire) >= e->least;
 }
 
-static bool is_late(void *context, int rank)
+static bool is_over(void *context)
 {
-    const expectation *e = context;
-    return rank == e->peer && !has_come(context);
+    return has_come(context) || given_up(((const expectation *)context)->channel);
 }
 
-static ep_status await(ep_channel *c, const char *call, uint64_t number, expectation e)
+static bool is_late(void *context, int rank)
+{
+    return rank == ((const expectation *)context)->peer && !has_come(context);
+}
+
+static ep_status await(const ep_channel *c, const char *call, uint64_t number, expectation e)
 {
     if (has_come(&e))
         return EP_OK;
-    return epi_wait(c->group, c->window, call, number + 1, has_come, is_late, &e, 0);
+    EPI_TRY(epi_wait(c->group, c->window, call, number + 1, is_over, is_late, &e, 0));
+    if (has_come(&e))
+        return EP_OK;
+    uint64_t word = given_up(c);
+    int culprit = (int)(word >> 32 & INT32_MAX);
+    ep_status why = (ep_status)(int32_t)(uint32_t)word;
+    if (why == EP_ERR_RANK_DEAD)
+        return epi_fail(why, "%s (call %llu): rank %d has ended", call,
+                        (unsigned long long)number + 1, culprit);
+    return epi_fail(EP_ERR_ABORTED, "%s (call %llu): rank %d gave the channel up: %s", call,
+                    (unsigned long long)number + 1, culprit, ep_status_string(why));
 }
 
 static void wake(ep_channel *c, int rank, int word)
@@ -243,7 +273,7 @@ ep_status ep_channel_send(ep_channel *c, int32_t to, int32_t lane, const void *d
     uint64_t slots = (uint64_t)c->slots;
     if (number >= slots) {
         const _Atomic uint64_t *taken = taken_of(c, c->group->rank, to, lane);
-        EPI_TRY(await(c, "send", number, (expectation){taken, number - slots + 1, to}));
+        EPI_TRY(await(c, "send", number, (expectation){c, taken, number - slots + 1, to}));
     }
     slot_head *slot = slot_of(c, to, lane, number);
     slot->bytes = bytes;
@@ -262,7 +292,7 @@ ep_status ep_channel_recv(ep_channel *c, int32_t from, int32_t lane, void *data,
     EPI_TRY(examine_message(c, "from", from, lane, data, bytes));
     uint64_t number = c->received[lane];
     mark *arrived = mark_of(c, c->group->rank, lane);
-    EPI_TRY(await(c, "receive", number, (expectation){&arrived->count, number + 1, from}));
+    EPI_TRY(await(c, "receive", number, (expectation){c, &arrived->count, number + 1, from}));
     const slot_head *slot = slot_of(c, c->group->rank, lane, number);
     if (slot->from != from || slot->bytes != bytes)
         return epi_fail(EP_ERR_MISMATCH,
@@ -277,5 +307,33 @@ ep_status ep_channel_recv(ep_channel *c, int32_t from, int32_t lane, void *data,
     atomic_store_explicit(taken_of(c, from, c->group->rank, lane), number + 1,
                           memory_order_release);
     wake(c, from, WAKE_SENDER);
+    return EP_OK;
+}
+
+/* Whose fault it is: of a dead rank, of whoever gave up before, of this rank. */
+static uint64_t own_word(const ep_channel *c, ep_status why)
+{
+    uint64_t word = given_up(c);
+    if (word)
+        return word;
+    int culprit = c->group->rank;
+    for (int rank = 0; why == EP_ERR_RANK_DEAD && rank < c->group->num_ranks; rank++)
+        if (atomic_load(&c->group->late[rank]))
+            culprit = rank;
+    return GIVEN_UP_WORD(culprit, why);
+}
+
+ep_status ep_channel_give_up(ep_channel *c, ep_status why)
+{
+    if (!c)
+        return epi_fail(EP_ERR_ARGUMENT, "channel is NULL");
+    if (why == EP_OK)
+        return epi_fail(EP_ERR_ARGUMENT, "why is EP_OK; it can be any other status");
+    if (c->gave_up)
+        return EP_OK;
+    c->gave_up = own_word(c, why);
+    for (int rank = 0; rank < c->group->num_ranks; rank++)
+        if (rank != c->group->rank && !c->group->masked[rank])
+            c->group->transport->ops->notify(c->window, rank, GIVEN_UP, c->gave_up);
     return EP_OK;
 }

@@ -285,6 +285,8 @@ ep_status ep_pipeline_run(const ep_schedule *schedule, int32_t rank,
     ep_status status = prepare(&e, config, callbacks, link);
     if (status == EP_OK)
         status = run_all(&e);
+    if (status != EP_OK && e.link.give_up)
+        e.link.give_up(e.link.context, status);
     free_boxes(&e, e.inbox);
     free_boxes(&e, e.outbox);
     while (e.spares) {

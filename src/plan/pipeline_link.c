@@ -20,6 +20,11 @@ static ep_status link_recv(void *context, int32_t from, int32_t lane, void *data
     return ep_channel_recv(context, from, lane, data, bytes);
 }
 
+static void link_give_up(void *context, ep_status why)
+{
+    ep_channel_give_up(context, why);
+}
+
 /* FNV-1a, field by field: an operation has padding of the caller's. */
 static uint64_t mix(uint64_t hash, int64_t value)
 {
@@ -125,7 +130,7 @@ ep_status ep_pipeline_link_open(ep_group *group, const ep_schedule *schedule,
     channel.slot_bytes =
         c.activation_bytes > c.gradient_bytes ? c.activation_bytes : c.gradient_bytes;
     EPI_TRY(ep_channel_create(group, &channel, &opened));
-    *link = (ep_pipeline_link){sizeof *link, opened, link_send, link_recv};
+    *link = (ep_pipeline_link){sizeof *link, opened, link_send, link_recv, link_give_up};
     return EP_OK;
 }
 

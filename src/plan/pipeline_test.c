@@ -166,7 +166,7 @@ static int run_rank(int rank, int num_ranks, void *arg)
     job *j = arg;
     worker w = {.job = j, .rank = rank, .fail_at = -1};
     ep_pipeline_callbacks callbacks = callbacks_of(&w);
-    const ep_pipeline_link link = {sizeof link, &w, put, get};
+    const ep_pipeline_link link = {sizeof link, &w, put, get, NULL};
     for (int round = 0; round < 2; round++) {
         w.next = 0;
         TEST_OK(ep_pipeline_run(j->s, rank, &config, &callbacks, num_ranks > 1 ? &link : NULL));
@@ -227,13 +227,21 @@ static ep_status broken_link(void *context, int32_t to, int32_t lane, const void
     return EP_ERR_TIMEOUT;
 }
 
+static ep_status told;
+
+static void note_given_up(void *context, ep_status why)
+{
+    (void)context;
+    told = why;
+}
+
 static void arguments_are_named(void **state)
 {
     (void)state;
     job j = {.s = make(EP_SCHEDULE_DUALPIPE, 2, 4), .overlap = true};
     worker w = {.job = &j, .fail_at = -1};
     ep_pipeline_callbacks callbacks = callbacks_of(&w);
-    ep_pipeline_link link = {sizeof link, &w, broken_link, get};
+    ep_pipeline_link link = {sizeof link, &w, broken_link, get, note_given_up};
     ep_pipeline_config bad = {sizeof bad, 0, 0};
     assert_int_equal(ep_pipeline_run(NULL, 0, &config, &callbacks, &link), EP_ERR_ARGUMENT);
     assert_int_equal(ep_pipeline_run(j.s, 2, &config, &callbacks, &link), EP_ERR_ARGUMENT);
@@ -250,7 +258,9 @@ static void arguments_are_named(void **state)
                         "ep_pipeline_run: callbacks.weight_grad is NULL; W0.1 needs it");
     assert_int_equal(w.next, 0);
     callbacks.weight_grad = on_weight_grad;
+    assert_int_equal(told, EP_ERR_ARGUMENT); /* the others would have waited for this rank */
     assert_int_equal(ep_pipeline_run(j.s, 0, &config, &callbacks, &link), EP_ERR_TIMEOUT);
+    assert_int_equal(told, EP_ERR_TIMEOUT);
     ep_schedule_destroy(j.s);
 }
 

@@ -129,6 +129,46 @@ static void waits_are_bounded(void **state)
         assert_int_equal(test_run_groups(transports[t], 3, late_ranks_are_named, NULL), 0);
 }
 
+/* Rank 1 gives up while the others wait, one for a message and one for room. */
+static int one_gives_up(ep_group *group, void *arg)
+{
+    (void)arg;
+    int rank = ep_group_rank(group), data = 7;
+    ep_channel *channel;
+    TEST_OK(make(group, 2, 1, sizeof data, &channel));
+    if (rank == 1) {
+        TEST_OK(ep_channel_send(channel, 0, 0, &data, sizeof data));
+        TEST_OK(ep_channel_give_up(channel, EP_ERR_FORMAT));
+        TEST_OK(ep_channel_give_up(channel, EP_ERR_MEMORY)); /* the first stands */
+    } else if (rank == 0) {
+        data = 0;
+        TEST_OK(ep_channel_recv(channel, 1, 0, &data, sizeof data));
+        TEST_CHECK(data == 7);
+        TEST_CHECK(ep_channel_recv(channel, 2, 1, &data, sizeof data) == EP_ERR_ABORTED);
+    } else {
+        TEST_OK(ep_channel_send(channel, 1, 1, &data, sizeof data));
+        TEST_CHECK(ep_channel_send(channel, 1, 1, &data, sizeof data) == EP_ERR_ABORTED);
+        TEST_CHECK(ep_channel_give_up(channel, EP_OK) == EP_ERR_ARGUMENT);
+        TEST_OK(ep_channel_give_up(channel, EP_ERR_ABORTED)); /* passes rank 1's on */
+    }
+    if (rank != 1)
+        TEST_CHECK(strstr(ep_last_error(), rank ? "why is EP_OK" : "rank 1 gave the channel up: "));
+    TEST_OK(ep_group_barrier(group));
+    if (rank == 1) { /* its own waits end too */
+        TEST_CHECK(ep_channel_recv(channel, 2, 0, &data, sizeof data) == EP_ERR_ABORTED);
+        TEST_CHECK(strstr(ep_last_error(), ep_status_string(EP_ERR_FORMAT)));
+    }
+    ep_channel_destroy(channel);
+    return 0;
+}
+
+static void given_up_channels_end_waits(void **state)
+{
+    (void)state;
+    for (int t = 0; t < TRANSPORTS; t++)
+        assert_int_equal(test_run_groups(transports[t], 3, one_gives_up, NULL), 0);
+}
+
 static int bad_arguments(ep_group *group, void *arg)
 {
     (void)arg;
@@ -170,6 +210,7 @@ int main(void)
         cmocka_unit_test(messages_keep_their_order),
         cmocka_unit_test(full_lanes_wait),
         cmocka_unit_test(waits_are_bounded),
+        cmocka_unit_test(given_up_channels_end_waits),
         cmocka_unit_test(arguments_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

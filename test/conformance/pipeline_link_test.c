@@ -117,23 +117,27 @@ static void disagreement_is_named(void **state)
         assert_int_equal(test_run_groups(transports[t], 2, disagree, NULL), 0);
 }
 
-/* Rank 1 of three never runs: both neighbours say so, each at its own operation. */
+/* Rank 1 of three never runs. The neighbour whose time is short says so at its own operation, and
+   the other, who would wait long, hears of it. */
 static int one_stays_away(ep_group *group, void *arg)
 {
-    (void)arg;
-    int rank = ep_group_rank(group), mistakes = 0;
+    int rank = ep_group_rank(group), mistakes = 0, hasty = *(int *)arg;
     const ep_pipeline_callbacks callbacks = callbacks_of(&mistakes);
     ep_pipeline_link link = EP_PIPELINE_LINK_INIT;
     ep_schedule *s = make(EP_SCHEDULE_1F1B, 3, 4);
     TEST_OK(ep_pipeline_link_open(group, s, &config, &link));
-    TEST_OK(ep_group_set_timeout_ms(group, 80));
-    if (rank != 1) {
+    if (rank == hasty) {
+        TEST_OK(ep_group_set_timeout_ms(group, 80));
         TEST_CHECK(ep_pipeline_run(s, rank, &config, &callbacks, &link) == EP_ERR_TIMEOUT);
         TEST_CHECK(strcmp(ep_last_error(),
                           rank ? "pipeline: rank 2, position 0, receive of activation 0.0 from "
                                  "rank 1: receive (call 1): no word from rank 1 within 80 ms"
                                : "pipeline: rank 0, position 5, send of activation 0.2 to rank 1: "
                                  "send (call 3): no word from rank 1 within 80 ms") == 0);
+    } else if (rank != 1) {
+        TEST_CHECK(ep_pipeline_run(s, rank, &config, &callbacks, &link) == EP_ERR_ABORTED);
+        TEST_CHECK(strstr(ep_last_error(), hasty ? "rank 2 gave the channel up: "
+                                                 : "rank 0 gave the channel up: "));
     }
     TEST_OK(ep_group_set_timeout_ms(group, 30000));
     TEST_OK(ep_group_barrier(group));
@@ -146,7 +150,50 @@ static void late_ranks_are_named(void **state)
 {
     (void)state;
     for (int t = 0; t < TRANSPORTS; t++)
-        assert_int_equal(test_run_groups(transports[t], 3, one_stays_away, NULL), 0);
+        for (int hasty = 0; hasty <= 2; hasty += 2)
+            assert_int_equal(test_run_groups(transports[t], 3, one_stays_away, &hasty), 0);
+}
+
+static ep_status refuse(void *context, const ep_pipeline_step *step, const void *output_grad,
+                        void *input_grad)
+{
+    (void)context, (void)step, (void)output_grad, (void)input_grad;
+    return (ep_status)1234; /* a caller's own */
+}
+
+/* The last rank's backward fails: all learn whose it was long before their time is up, also those
+   who never wait for that rank, and a new link serves the next run. */
+static int one_fails(ep_group *group, void *arg)
+{
+    (void)arg;
+    int rank = ep_group_rank(group), ranks = ep_group_num_ranks(group), mistakes = 0;
+    ep_pipeline_callbacks callbacks = callbacks_of(&mistakes);
+    ep_pipeline_link link = EP_PIPELINE_LINK_INIT;
+    ep_schedule *s = make(EP_SCHEDULE_1F1B, ranks, 2 * ranks);
+    TEST_OK(ep_pipeline_link_open(group, s, &config, &link));
+    if (rank == ranks - 1)
+        callbacks.backward = refuse;
+    ep_status status = ep_pipeline_run(s, rank, &config, &callbacks, &link);
+    if (rank == ranks - 1) {
+        TEST_CHECK(status == (ep_status)1234 && strstr(ep_last_error(), "the callback returned "));
+    } else {
+        TEST_CHECK(status == EP_ERR_ABORTED);
+        TEST_CHECK(strstr(ep_last_error(), "rank 3 gave the channel up: "));
+    }
+    ep_pipeline_link_close(&link);
+    callbacks = callbacks_of(&mistakes);
+    TEST_OK(ep_pipeline_link_open(group, s, &config, &link));
+    TEST_OK(ep_pipeline_run(s, rank, &config, &callbacks, &link));
+    ep_pipeline_link_close(&link);
+    ep_schedule_destroy(s);
+    return 0;
+}
+
+static void failures_reach_everybody(void **state)
+{
+    (void)state;
+    for (int t = 0; t < TRANSPORTS; t++)
+        assert_int_equal(test_run_groups(transports[t], 4, one_fails, NULL), 0);
 }
 
 /* Rank 1 dies at some notification in the middle of a run: nobody waits out the time. */
@@ -182,6 +229,7 @@ int main(void)
         cmocka_unit_test(all_methods_run),
         cmocka_unit_test(disagreement_is_named),
         cmocka_unit_test(late_ranks_are_named),
+        cmocka_unit_test(failures_reach_everybody),
         cmocka_unit_test(dead_ranks_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
