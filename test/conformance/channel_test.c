@@ -207,10 +207,8 @@ static void arguments_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(messages_keep_their_order),
-        cmocka_unit_test(full_lanes_wait),
-        cmocka_unit_test(waits_are_bounded),
-        cmocka_unit_test(given_up_channels_end_waits),
+        cmocka_unit_test(messages_keep_their_order), cmocka_unit_test(full_lanes_wait),
+        cmocka_unit_test(waits_are_bounded),         cmocka_unit_test(given_up_channels_end_waits),
         cmocka_unit_test(arguments_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -136,8 +136,8 @@ static int one_stays_away(ep_group *group, void *arg)
                                  "send (call 3): no word from rank 1 within 80 ms") == 0);
     } else if (rank != 1) {
         TEST_CHECK(ep_pipeline_run(s, rank, &config, &callbacks, &link) == EP_ERR_ABORTED);
-        TEST_CHECK(strstr(ep_last_error(), hasty ? "rank 2 gave the channel up: "
-                                                 : "rank 0 gave the channel up: "));
+        TEST_CHECK(strstr(ep_last_error(),
+                          hasty ? "rank 2 gave the channel up: " : "rank 0 gave the channel up: "));
     }
     TEST_OK(ep_group_set_timeout_ms(group, 30000));
     TEST_OK(ep_group_barrier(group));
@@ -226,10 +226,8 @@ static void dead_ranks_are_named(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_methods_run),
-        cmocka_unit_test(disagreement_is_named),
-        cmocka_unit_test(late_ranks_are_named),
-        cmocka_unit_test(failures_reach_everybody),
+        cmocka_unit_test(all_methods_run),      cmocka_unit_test(disagreement_is_named),
+        cmocka_unit_test(late_ranks_are_named), cmocka_unit_test(failures_reach_everybody),
         cmocka_unit_test(dead_ranks_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
