@@ -47,14 +47,18 @@ struct pair {
 
 static int open_pair(ep_group *group, struct pair *pair)
 {
+    int32_t count = 0;
     pair->group = group;
+    TEST_OK(ep_device_count(EP_DEVICE_CUDA, &count));
+    pair->cuda.index = ep_group_rank(group) % (count > 0 ? count : 1);
     for (int i = 0; i < 2; i++) {
         ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
         config.device = i ? EP_DEVICE_CUDA : EP_DEVICE_CPU;
+        config.device_index = i ? pair->cuda.index : 0;
         config.window_max_bytes = (size_t)8 << 30;
         TEST_OK(ep_buffer_create(group, &config, &pair->buffer[i]));
     }
-    TEST_OK(ep_stream_create(EP_DEVICE_CUDA, 0, &pair->cuda.stream));
+    TEST_OK(ep_stream_create(EP_DEVICE_CUDA, pair->cuda.index, &pair->cuda.stream));
     pair->cuda.type = EP_DEVICE_CUDA;
     return 0;
 }
@@ -64,7 +68,7 @@ static void close_pair(struct pair *pair)
     test_device = (struct test_device){0};
     for (int i = 0; i < 2; i++)
         ep_buffer_destroy(pair->buffer[i]);
-    ep_stream_destroy(EP_DEVICE_CUDA, 0, pair->cuda.stream);
+    ep_stream_destroy(EP_DEVICE_CUDA, pair->cuda.index, pair->cuda.stream);
 }
 
 static void go_to(const struct pair *pair, int which)
@@ -79,7 +83,8 @@ static void *host_copy(const ep_tensor *t, int64_t elements)
     void *copy = test_zeros((int64_t)bytes, 1);
     if (t->device == EP_DEVICE_CPU)
         memcpy(copy, t->data, bytes);
-    else if (ep_device_copy(t->device, 0, copy, t->data, bytes, test_device.stream) != EP_OK)
+    else if (ep_device_copy(t->device, t->device_index, copy, t->data, bytes, test_device.stream) !=
+             EP_OK)
         abort();
     return copy;
 }
@@ -340,7 +345,7 @@ static int record(const struct pair *pair, struct captured *g, bool capture)
     ep_recv init = EP_RECV_INIT;
     g->recv = g->cached = init;
     if (capture)
-        TEST_OK(ep_graph_begin(EP_DEVICE_CUDA, 0, test_device.stream));
+        TEST_OK(ep_graph_begin(EP_DEVICE_CUDA, test_device.index, test_device.stream));
     args.x = g->x;
     args.topk_idx = g->ids;
     args.topk_weights = g->weights;
@@ -361,7 +366,7 @@ static int record(const struct pair *pair, struct captured *g, bool capture)
     again.stream = test_device.stream;
     TEST_OK(ep_dispatch(pair->buffer[1], &again, &g->cached, NULL));
     if (capture)
-        TEST_OK(ep_graph_end(EP_DEVICE_CUDA, 0, test_device.stream, &g->graph));
+        TEST_OK(ep_graph_end(EP_DEVICE_CUDA, test_device.index, test_device.stream, &g->graph));
     return 0;
 }
 
@@ -390,8 +395,8 @@ static int replay(const struct pair *pair, struct captured *g, struct rng *rng)
     test_memory_write(g->x.data, x, TOKENS * HIDDEN * 2);
     test_memory_write(g->ids.data, ids, TOKENS * TOPK * 8);
     test_memory_write(g->weights.data, weights, TOKENS * TOPK * 4);
-    TEST_OK(ep_graph_launch(EP_DEVICE_CUDA, 0, g->graph, test_device.stream));
-    TEST_OK(ep_stream_wait(EP_DEVICE_CUDA, 0, test_device.stream));
+    TEST_OK(ep_graph_launch(EP_DEVICE_CUDA, test_device.index, g->graph, test_device.stream));
+    TEST_OK(ep_stream_wait(EP_DEVICE_CUDA, test_device.index, test_device.stream));
     uint16_t *out = host_copy(&g->out, TOKENS * HIDDEN);
     float *sums = host_copy(&g->out_weights, TOKENS * TOPK);
     for (int t = 0; t < TOKENS; t++) {
@@ -438,7 +443,7 @@ static int graph_body(ep_group *group, void *argument)
         failed = record(&pair, &g, true);
     for (int i = 0; i < 5 && !failed; i++)
         failed = replay(&pair, &g, &rng);
-    ep_graph_destroy(EP_DEVICE_CUDA, 0, g.graph);
+    ep_graph_destroy(EP_DEVICE_CUDA, test_device.index, g.graph);
     drop(&g);
     close_pair(&pair);
     return failed;

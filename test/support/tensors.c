@@ -25,13 +25,19 @@ int test_device_wanted(void)
     return name && strcmp(name, "cuda") == 0;
 }
 
-ep_status test_device_enter(void)
+ep_status test_device_enter(int rank)
 {
+    int32_t count = 0;
     if (!test_device_wanted())
         return EP_OK;
-    ep_status status = ep_stream_create(EP_DEVICE_CUDA, 0, &test_device.stream);
+    ep_status status = ep_device_count(EP_DEVICE_CUDA, &count);
+    int index = count > 0 ? rank % count : 0;
     if (status == EP_OK)
+        status = ep_stream_create(EP_DEVICE_CUDA, index, &test_device.stream);
+    if (status == EP_OK) {
         test_device.type = EP_DEVICE_CUDA;
+        test_device.index = index;
+    }
     return status;
 }
 

@@ -43,7 +43,7 @@ static int run_batch(ep_group *group, void *argument)
 
 static int run_rank(ep_group *group, void *batch)
 {
-    TEST_OK(test_device_enter());
+    TEST_OK(test_device_enter(ep_group_rank(group)));
     int failed = run_batch(group, batch);
     test_device_leave();
     return failed;

@@ -404,28 +404,47 @@ ep_status epc_event_wait(void *event)
     return status;
 }
 
-ep_status epc_event_query(void *event)
+static ep_status query_flight(epc_flight *flight)
 {
-    epc_flight *flight = event;
-    if (flight->finished)
-        return epc_outcome(flight);
     if (flight->second)
         EPI_TRY(epc_run_second(flight, flight->stream));
     if (flight->unresolved && !epc_counts_are_in(flight) && !is_done(flight))
         return EP_IN_PROGRESS;
     if (!flight->unresolved && !is_done(flight))
         return EP_IN_PROGRESS;
-    return epc_event_wait(event);
+    return epc_event_wait(flight);
 }
 
-ep_status epc_event_stream_wait(void *event, void *stream)
+static ep_status stream_wait(epc_flight *flight, void *stream)
 {
-    epc_flight *flight = event;
     if (flight->second)
         return epc_run_second(flight, stream);
     if (flight->unresolved)
         EPI_TRY(epc_resolve(flight));
     return flight->finished ? EP_OK : epi_gpu_stream_wait_event(stream, flight->done);
+}
+
+/* Both may launch kernels: on the buffer's device, whichever is the thread's. */
+ep_status epc_event_query(void *event)
+{
+    epc_flight *flight = event;
+    int before;
+    if (flight->finished)
+        return epc_outcome(flight);
+    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
+    ep_status status = query_flight(flight);
+    epi_gpu_leave(before);
+    return status;
+}
+
+ep_status epc_event_stream_wait(void *event, void *stream)
+{
+    epc_flight *flight = event;
+    int before;
+    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
+    ep_status status = stream_wait(flight, stream);
+    epi_gpu_leave(before);
+    return status;
 }
 
 void epc_event_free(void *event)
