@@ -43,6 +43,12 @@ typedef struct epi_dispatch {
     size_t scratch_stride;
 } epi_dispatch;
 
+/* Arguments, in dispatch_args.c; the message names what is wrong. */
+ep_status epi_dispatch_check(const char *call, const ep_buffer *buffer,
+                             const ep_dispatch_args *args, const ep_recv *recv);
+ep_status epi_combine_backward_check(const char *call, const ep_buffer *buffer,
+                                     const ep_combine_backward_args *args);
+
 /* Moves this rank's rows to their places. */
 ep_status epi_dispatch_send(epi_dispatch *dispatch);
 
