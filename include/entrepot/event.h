@@ -28,11 +28,13 @@ EP_API ep_status ep_event_wait(ep_event *event);
     threads it does the work that can be done now. */
 EP_API ep_status ep_event_query(ep_event *event);
 
-/** Makes work put into a device's `stream` from now on wait for the call, without waiting itself.
-    On a CPU buffer it is ep_event_wait. */
+/** Makes work put into a device's `stream` from now on wait for the call, without waiting itself;
+    of a call with a hook, receives in that stream. On a CPU buffer it is ep_event_wait. */
 EP_API ep_status ep_event_stream_wait(ep_event *event, void *stream);
 
-/** Waits for the call, then frees the event. NULL is allowed. */
+/** Waits for the call, then frees the event. A device's call that ep_event_stream_wait has put a
+    stream behind is not waited for; should it fail, the next call on the buffer says so. NULL is
+    allowed. */
 EP_API void ep_event_release(ep_event *event);
 
 #ifdef __cplusplus

@@ -57,6 +57,7 @@ typedef struct epi_backend_ops {
                              ep_event **event);
     ep_status (*ll_combine)(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event);
     ep_status (*ll_combine_buffer)(ep_buffer *buffer, ep_handle *handle, ep_tensor *y);
+    void (*ll_recv_retire)(void *owner);
     void (*ll_recv_release)(void *owner);
 
     ep_status (*event_wait)(void *event);

@@ -132,6 +132,7 @@ void ep_event_release(ep_event *event)
 {
     if (!event)
         return;
-    ep_event_wait(event);
+    if (!event->device) /* a device's part waits, if it must, when it is freed */
+        ep_event_wait(event);
     epi_event_drop(event);
 }

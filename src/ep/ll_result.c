@@ -55,7 +55,9 @@ void epi_ll_retire(epi_ll_result *result)
 void ep_ll_recv_retire(ep_ll_recv *recv)
 {
     ep_handle *handle = recv ? recv->owner : NULL;
-    if (handle)
+    if (handle && handle->device)
+        handle->buffer->backend->ll_recv_retire(handle);
+    else if (handle)
         epi_ll_retire(handle->ll);
 }
 

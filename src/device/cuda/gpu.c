@@ -8,6 +8,17 @@
 
 #define CHECK(call) epi_gpu_check((int)(call), #call)
 
+/* Of work that a capture of the caller's must neither record nor forbid. */
+#define RELAXED(status, call)                                            \
+    do {                                                                 \
+        enum cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed; \
+        (status) = CHECK(cudaThreadExchangeStreamCaptureMode(&mode_));   \
+        if ((status) == EP_OK) {                                         \
+            (status) = CHECK(call);                                      \
+            cudaThreadExchangeStreamCaptureMode(&mode_);                 \
+        }                                                                \
+    } while (0)
+
 /* Names the function alone: the arguments' names say nothing to a caller. */
 ep_status epi_gpu_check(int code, const char *call)
 {
@@ -55,7 +66,9 @@ ep_status epi_gpu_info_of(int index, epi_gpu_info *info)
 
 ep_status epi_gpu_alloc(size_t bytes, void **memory)
 {
-    return CHECK(cudaMalloc(memory, bytes));
+    ep_status status;
+    RELAXED(status, cudaMalloc(memory, bytes));
+    return status;
 }
 
 void epi_gpu_free(void *memory)
@@ -157,14 +170,19 @@ ep_status epi_gpu_event_record(void *event, void *stream)
 
 ep_status epi_gpu_event_query(void *event)
 {
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    EPI_TRY(CHECK(cudaThreadExchangeStreamCaptureMode(&mode)));
     cudaError_t error = cudaEventQuery((cudaEvent_t)event);
+    cudaThreadExchangeStreamCaptureMode(&mode);
     return error == cudaErrorNotReady ? EP_IN_PROGRESS
                                       : epi_gpu_check((int)error, "cudaEventQuery");
 }
 
 ep_status epi_gpu_event_wait(void *event)
 {
-    return CHECK(cudaEventSynchronize((cudaEvent_t)event));
+    ep_status status;
+    RELAXED(status, cudaEventSynchronize((cudaEvent_t)event));
+    return status;
 }
 
 ep_status epi_gpu_stream_wait_event(void *stream, void *event)

@@ -319,6 +319,7 @@ static const epi_backend_ops ops = {
     .ll_dispatch = ll_dispatch,
     .ll_combine = ll_combine,
     .ll_combine_buffer = epc_ll_combine_buffer_call,
+    .ll_recv_retire = epc_ll_recv_retire,
     .ll_recv_release = epc_ll_recv_release,
     .event_wait = epc_event_wait,
     .event_query = epc_event_query,

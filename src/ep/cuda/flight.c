@@ -415,13 +415,16 @@ static ep_status query_flight(epc_flight *flight)
     return epc_event_wait(flight);
 }
 
+/* Each half of a call waits for the one before; a graph's work has no end to wait for. */
 static ep_status stream_wait(epc_flight *flight, void *stream)
 {
     if (flight->second)
         return epc_run_second(flight, stream);
     if (flight->unresolved)
         EPI_TRY(epc_resolve(flight));
-    return flight->finished ? EP_OK : epi_gpu_stream_wait_event(stream, flight->done);
+    if (flight->finished || flight->slot == CAPTURED || flight->stream == stream)
+        return EP_OK;
+    return epi_gpu_stream_wait_event(stream, flight->done);
 }
 
 /* Both may launch kernels: on the buffer's device, whichever is the thread's. */
@@ -444,6 +447,7 @@ ep_status epc_event_stream_wait(void *event, void *stream)
     EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
     ep_status status = stream_wait(flight, stream);
     epi_gpu_leave(before);
+    flight->followed |= status == EP_OK;
     return status;
 }
 
@@ -452,6 +456,10 @@ void epc_event_free(void *event)
     epc_flight *flight = event;
     if (flight->slot == CAPTURED)
         return; /* the buffer keeps it */
+    if (!flight->finished && flight->followed) {
+        flight->has_event = false; /* it frees itself when it is done */
+        return;
+    }
     if (!flight->finished)
         epc_event_wait(event);
     epi_gpu_event_destroy(flight->done);

@@ -51,6 +51,7 @@ typedef struct epc_flight {
     struct epc_dispatch *unresolved; /* rows not known yet */
     struct epc_second *second;       /* low latency: the half that a hook is to launch */
     bool finished, has_event, claimed;
+    bool followed; /* a stream waits for it: nobody need wait for its event too */
     ep_status status;
     char message[EPI_ERROR_MAX];
     struct epc_flight *next;
@@ -236,6 +237,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
                                ep_event **event);
 ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event);
 ep_status epc_ll_combine_buffer_call(ep_buffer *buffer, ep_handle *handle, ep_tensor *y);
+void epc_ll_recv_retire(void *owner);
 void epc_ll_recv_release(void *owner);
 void epc_ll_handle_free(ep_handle *handle);
 void epc_ll_destroy(epc_buffer *b);

@@ -1,249 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* Low latency on the device: memory of a shape, and two launches a call. */
-#include "ep/cuda/internal.h"
-#include "ep/ll.h"
+/* Low latency on the device: results, and one launch a call or two. */
+#include "ep/cuda/ll.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-/* What ranks must agree on; compared as bytes. */
-typedef struct ll_shape {
-    int64_t max_tokens, hidden, num_experts, expert_rows, table_sum;
-    int32_t topk, wire, scale, overflow;
-    uint32_t masked, unused;
-} ll_shape;
-
-typedef struct ll_slot {
-    bool in_use;
-    epc_block *own; /* x, scales and the small arrays of results */
-    uint8_t *x;
-    uint32_t *scales;
-    int32_t *count, *dropped, *source_token;
-    int64_t *range;
-} ll_slot;
-
-typedef struct epc_ll {
-    ll_shape shape;
-    epc_table *table;
-    int num_local, max_local, words, scale_count;
-    int64_t row_bytes;
-    epc_ll_area area;
-    epc_block *areas; /* of both slots, one behind the other */
-    uint32_t place[EPC_MAX_RANKS];
-    int64_t offset[EPC_MAX_RANKS]; /* of slot 0's; slot 1 follows */
-    ll_slot slot[2];
-    uint64_t calls;
-} epc_ll;
-
-/* A result: what combine needs of it. */
-struct epc_ll_handle {
-    epi_ll_result *core; /* what the core checks arguments with */
-    epi_ll core_shape;
-    epc_ll *ll;
-    epc_block *block;
-    int32_t *ids, *position;
-};
-
-static int64_t align(int64_t bytes)
-{
-    return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
-}
-
-/* ---------------------------------------------------------------- memory of a shape */
-
-static int64_t logfmt_row_bytes(int64_t hidden)
-{
-    int64_t chunk = hidden % 1024 ? 512 : 1024, chunks = (hidden + chunk - 1) / chunk;
-    return (chunks + 31) / 32 * 4 + hidden * 2;
-}
-
-static void lay_out(const epc_buffer *b, epc_ll *ll)
-{
-    const ll_shape *s = &ll->shape;
-    epc_ll_area *area = &ll->area;
-    int64_t per = s->scale == EP_SCALE_UE8M0 ? 512 : 128, at = 0;
-    ll->words = (int)((s->max_tokens + 31) / 32);
-    ll->row_bytes = s->wire == EP_E4M3 ? s->hidden : 2 * s->hidden;
-    ll->scale_count = s->wire == EP_E4M3 ? (int)((s->hidden + per - 1) / per) : 0;
-    area->bits = at;
-    at += align((int64_t)b->num_ranks * ll->max_local * ll->words * 8);
-    area->begin = at;
-    at += align(s->num_experts * 8);
-    area->fields = at;
-    at += align((int64_t)b->num_ranks * EPC_Y_FIELDS * 8);
-    area->rows = at;
-    at += align(s->max_tokens * ll->row_bytes);
-    area->scales = at;
-    at += align(s->max_tokens * ll->scale_count * 4);
-    area->y = at;
-    at += align((int64_t)ll->max_local * s->expert_rows * (logfmt_row_bytes(s->hidden) + 15) / 16 *
-                16);
-    area->bytes = at;
-}
-
-static ep_status take_slot_memory(epc_buffer *b, epc_ll *ll, ll_slot *slot)
-{
-    int64_t rows = ll->num_local * ll->shape.expert_rows;
-    int64_t x = align(rows * ll->row_bytes), scales = align(rows * ll->scale_count * 4),
-            tokens = align(rows * 4);
-    int64_t small = align(ll->num_local * 4),
-            range = align((int64_t)ll->num_local * b->num_ranks * 8);
-    EPI_TRY(epc_take(b, (size_t)(x + scales + tokens + 2 * small + range), &slot->own));
-    uint8_t *at = slot->own->memory;
-    slot->x = at;
-    slot->scales = (uint32_t *)(at + x);
-    slot->source_token = (int32_t *)(at + x + scales);
-    slot->count = (int32_t *)(at + x + scales + tokens);
-    slot->dropped = (int32_t *)(at + x + scales + tokens + small);
-    slot->range = (int64_t *)(at + x + scales + tokens + 2 * small);
-    return EP_OK;
-}
-
-static void free_ll(epc_buffer *b, epc_ll *ll)
-{
-    if (!ll)
-        return;
-    epc_give(b, ll->areas);
-    for (int i = 0; i < 2; i++)
-        epc_give(b, ll->slot[i].own);
-    free(ll);
-}
-
-void epc_ll_destroy(epc_buffer *b)
-{
-    free_ll(b, b->ll);
-    b->ll = NULL;
-}
-
-/* What ranks show each other while a shape is set up. */
-typedef struct setup {
-    int64_t status, lacks, offset;
-    uint32_t place, unused;
-    ll_shape shape;
-    char text[160];
-} setup;
-
-static ep_status exchange(epc_buffer *b, setup *own, setup *all)
-{
-    if (own->status != EP_OK)
-        strncpy(own->text, ep_last_error(), sizeof own->text - 1);
-    EPI_TRY(epc_core.allgather(b->buffer->group, own, all, sizeof *own));
-    for (int r = 0; r < b->num_ranks; r++) {
-        if (b->buffer->group->masked[r])
-            continue;
-        if (all[r].status != EP_OK)
-            return r == b->rank ? epi_fail((ep_status)own->status, "%s", own->text)
-                                : epi_fail(EP_ERR_ABORTED, "ep_ll_dispatch: rank %d failed: %s", r,
-                                           all[r].text);
-        if (memcmp(&all[r].shape, &own->shape, sizeof own->shape) != 0)
-            return epi_fail(EP_ERR_MISMATCH,
-                            "ep_ll_dispatch: ranks %d and %d disagree on max_tokens, hidden, "
-                            "num_experts, expert_rank, "
-                            "max_expert_rows, topk, wire, scale, overflow or the masked ranks",
-                            b->rank, r);
-    }
-    return EP_OK;
-}
-
-/* Collective: room for both areas in every rank's window, known to every rank. */
-static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *all)
-{
-    setup own;
-    size_t bytes = 2 * (size_t)ll->area.bytes;
-    memset(&own, 0, sizeof own);
-    own.shape = ll->shape;
-    own.status = mine;
-    ll->areas = mine == EP_OK ? epc_take_shared(b, bytes) : NULL;
-    own.lacks = ll->areas == NULL;
-    EPI_TRY(exchange(b, &own, all));
-    bool any = false;
-    for (int r = 0; r < b->num_ranks; r++)
-        any |= !b->buffer->group->masked[r] && all[r].lacks;
-    if (any) {
-        EPI_TRY(epc_grow(b, "ep_ll_dispatch", ll->areas ? 0 : bytes));
-        if (!ll->areas)
-            ll->areas = epc_take_shared(b, bytes);
-    }
-    int place = 0;
-    if (!ll->areas)
-        own.status = epi_fail(EP_ERR_CAPACITY,
-                              "ep_ll_dispatch: the window has no %zu bytes in one piece", bytes);
-    else
-        epc_locate(b, ll->areas->memory, bytes, &place, &own.offset);
-    own.place = (uint32_t)place;
-    /* Words of an earlier use must not pass for ones to come. */
-    if (own.status == EP_OK)
-        own.status = epi_gpu_zero(ll->areas->memory, bytes);
-    EPI_TRY(exchange(b, &own, all));
-    for (int r = 0; r < b->num_ranks; r++) {
-        ll->place[r] = all[r].place;
-        ll->offset[r] = all[r].offset;
-    }
-    return EP_OK;
-}
-
-static ep_status check_limits(const epc_buffer *b, const epc_ll *ll, int blocks)
-{
-    size_t room = (size_t)b->gpu.max_shared - 12 * 1024;
-    size_t send = ((size_t)ll->shape.num_experts + (size_t)blocks - 1) / (size_t)blocks *
-                  (size_t)ll->words * 4;
-    if (send > room || epc_ll_recv_shared(b->num_ranks, ll->num_local, ll->words) > room)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "ep_ll_dispatch: max_tokens is %lld; with %d experts here from %d ranks a "
-                        "multiprocessor has "
-                        "no room for their bitmaps",
-                        (long long)ll->shape.max_tokens, ll->num_local, b->num_ranks);
-    return EP_OK;
-}
-
-static ep_status set_up(epc_buffer *b, const ll_shape *shape, epc_table *table, int blocks)
-{
-    epc_ll *ll = calloc(1, sizeof *ll);
-    setup *all = calloc((size_t)b->num_ranks, sizeof *all);
-    if (!ll || !all) {
-        free(ll);
-        free(all);
-        return epi_fail(EP_ERR_MEMORY, "ep_ll_dispatch: out of memory"); /* the others time out */
-    }
-    ll->shape = *shape;
-    ll->table = table;
-    ll->num_local = table->num_local;
-    ll->max_local = table->max_local;
-    lay_out(b, ll);
-    ep_status status = check_limits(b, ll, blocks);
-    for (int i = 0; i < 2 && status == EP_OK; i++)
-        status = take_slot_memory(b, ll, &ll->slot[i]);
-    status = share_areas(b, ll, status, all);
-    free(all);
-    if (status != EP_OK) {
-        free_ll(b, ll);
-        return status;
-    }
-    b->ll = ll;
-    return EP_OK;
-}
-
-/* Uses the memory there is, or makes some; then every rank does, as all see the same change. */
-static ep_status prepare_shape(epc_buffer *b, const ll_shape *shape, epc_table *table, int blocks,
-                               bool capturing)
-{
-    epc_ll *ll = b->ll;
-    if (ll && memcmp(&ll->shape, shape, sizeof *shape) == 0)
-        return EP_OK;
-    if (capturing)
-        return epi_fail(
-            EP_ERR_STATE,
-            "ep_ll_dispatch: the first call with a shape waits for every rank and can't be "
-            "captured; make it once before");
-    if (ll && (ll->slot[0].in_use || ll->slot[1].in_use))
-        return epi_fail(EP_ERR_STATE, "ep_ll_dispatch: the shape (or the set of masked ranks) "
-                                      "differs from that of a result still "
-                                      "alive; release it with ep_ll_recv_release first");
-    if (ll && b->has_last)
-        EPI_TRY(epi_gpu_event_wait(b->last_done));
-    epc_ll_destroy(b);
-    return set_up(b, shape, table, blocks);
-}
 
 /* ---------------------------------------------------------------- handles */
 
@@ -251,6 +11,7 @@ void epc_ll_handle_free(ep_handle *handle)
 {
     struct epc_ll_handle *own = ((epc_handle *)handle->device)->ll;
     handle->ll = NULL;
+    epc_ll_retire(own);
     epc_give(((epc_handle *)handle->device)->owner, own->block);
     free(own->core);
     free(own);
@@ -261,7 +22,7 @@ static ep_status new_ll_handle(epc_buffer *b, const ep_ll_dispatch_args *args, i
 {
     epc_ll *ll = b->ll;
     size_t links = (size_t)(args->x.shape[0] * args->topk_idx.shape[1]),
-           bytes = (size_t)align((int64_t)links * 4);
+           bytes = (size_t)epc_ll_align((int64_t)links * 4);
     ep_handle *handle = epc_core.handle_new(b->buffer);
     epc_handle *device = calloc(1, sizeof *device);
     struct epc_ll_handle *own = calloc(1, sizeof *own);
@@ -287,6 +48,7 @@ static ep_status new_ll_handle(epc_buffer *b, const ep_ll_dispatch_args *args, i
     own->position = (int32_t *)(own->block->memory + bytes);
     own->core->ll = &own->core_shape;
     own->core->slot = slot;
+    own->core->epoch = b->serial;
     own->core->num_tokens = args->x.shape[0];
     own->core->topk = (int)args->topk_idx.shape[1];
     own->core_shape.shape.expert_rows = ll->shape.expert_rows;
@@ -414,7 +176,7 @@ static ep_tensor device_tensor(const epc_buffer *b, void *data, ep_dtype dtype, 
 static void fill_recv(epc_buffer *b, int slot, bool by_column, ep_handle *handle, ep_ll_recv *out)
 {
     const epc_ll *ll = b->ll;
-    const ll_slot *own = &ll->slot[slot];
+    const epc_ll_slot *own = &ll->slot[slot];
     int64_t local = ll->num_local, room = ll->shape.expert_rows, columns = ll->scale_count;
     ep_ll_recv recv = EP_LL_RECV_INIT;
     recv.x = device_tensor(b, own->x, (ep_dtype)ll->shape.wire, 3, local, room, ll->shape.hidden);
@@ -475,7 +237,7 @@ static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
                                   const ep_ll_dispatch_args *args, int *blocks)
 {
     epc_table *table;
-    ll_shape shape;
+    epc_ll_shape shape;
     EPI_TRY(epc_choose_blocks(b, flight->call, args->num_sms, blocks));
     EPI_TRY(epc_find_table(b, flight->call, args->num_experts, args->expert_rank, &table));
     memset(&shape, 0, sizeof shape);
@@ -495,7 +257,7 @@ static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
                         "%s: max_expert_rows is %lld for %d experts; on CUDA their product must be "
                         "below 2147483648",
                         flight->call, (long long)shape.expert_rows, table->num_local);
-    return prepare_shape(b, &shape, table, *blocks, flight->serial == 0);
+    return epc_ll_prepare_memory(b, &shape, table, *blocks, flight->serial == 0);
 }
 
 ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
@@ -513,7 +275,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
     status = prepare_dispatch(b, flight, args, &blocks);
     if (status == EP_OK) {
         slot = (int)(b->ll->calls & 1);
-        if (b->ll->slot[slot].in_use)
+        if (b->ll->slot[slot].result)
             status = epi_fail(
                 EP_ERR_STATE,
                 "%s: two results are alive; release the older with ep_ll_recv_release first", call);
@@ -529,21 +291,22 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
         return epc_reject(buffer, call, status);
     }
     b->ll->calls++;
-    b->ll->slot[slot].in_use = true;
+    b->ll->slot[slot].result = ((epc_handle *)handle->device)->ll;
     flight->handle = handle; /* holds it; the result does so too, and the handle ends with both */
     fill_recv(b, slot, args->scales_by_column, handle, recv);
     return epc_launched(flight, event);
 }
 
-void epc_ll_recv_release(void *memory)
+void epc_ll_recv_retire(void *memory)
 {
     ep_handle *handle = memory;
-    epc_buffer *b = ((epc_handle *)handle->device)->owner;
-    struct epc_ll_handle *own = ((epc_handle *)handle->device)->ll;
-    if (b->ll == own->ll)
-        b->ll->slot[own->core->slot].in_use = false;
-    own->core->retired = true;
-    epc_core.handle_release(handle);
+    epc_ll_retire(((epc_handle *)handle->device)->ll);
+}
+
+void epc_ll_recv_release(void *memory)
+{
+    epc_ll_recv_retire(memory);
+    epc_core.handle_release(memory);
 }
 
 /* ---------------------------------------------------------------- refusals */
@@ -564,12 +327,8 @@ ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status)
 {
     epc_flight *flight;
     if (!b->ll) { /* the others are setting memory up */
-        setup own, *all = calloc((size_t)b->num_ranks, sizeof *all);
-        memset(&own, 0, sizeof own);
-        own.status = status;
-        if (all && !combine)
-            exchange(b, &own, all);
-        free(all);
+        if (!combine)
+            epc_ll_refuse_memory(b, status);
         return status;
     }
     EPI_TRY(epc_begin(b, "a refused call", b->stream, NULL, &flight));
@@ -615,7 +374,7 @@ static void place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
     int64_t offset = 0, stride = args->y.stride[1] * 2;
     ep_tensor area = send_buffer(b, own);
     p->encode = args->wire == EP_COMBINE_LOGFMT10;
-    p->encoded_stride = (logfmt_row_bytes(ll->shape.hidden) + 15) / 16 * 16;
+    p->encoded_stride = (epc_ll_logfmt_bytes(ll->shape.hidden) + 15) / 16 * 16;
     bool in_area = args->y.data == area.data,
          in_place = !p->encode && readable(b, &args->y, &place, &offset);
     if (!in_place) {

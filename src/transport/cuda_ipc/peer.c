@@ -73,9 +73,12 @@ ep_status epi_peer_identify(const void *memory, epi_peer_handle *handle)
 ep_status epi_peer_export(const void *memory, epi_peer_handle *handle)
 {
     cudaIpcMemHandle_t name;
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed; /* whatever is captured now */
     _Static_assert(sizeof name <= sizeof handle->bytes, "the driver's name fits");
     EPI_TRY(epi_peer_identify(memory, handle));
+    EPI_TRY(CHECK(cudaThreadExchangeStreamCaptureMode(&mode)));
     cudaError_t error = cudaIpcGetMemHandle(&name, (void *)(uintptr_t)handle->base);
+    cudaThreadExchangeStreamCaptureMode(&mode);
     if (error != cudaSuccess) {
         cudaGetLastError();
         return epi_fail(EP_ERR_UNSUPPORTED, "cudaIpcGetMemHandle: %s", cudaGetErrorString(error));
@@ -115,8 +118,12 @@ ep_status epi_peer_open(const epi_peer_handle *handle, void **memory)
         return reach_device(handle->device);
     }
     cudaIpcMemHandle_t name;
+    enum cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
     memcpy(&name, handle->bytes, sizeof name);
-    return CHECK(cudaIpcOpenMemHandle(memory, name, cudaIpcMemLazyEnablePeerAccess));
+    EPI_TRY(CHECK(cudaThreadExchangeStreamCaptureMode(&mode)));
+    ep_status status = CHECK(cudaIpcOpenMemHandle(memory, name, cudaIpcMemLazyEnablePeerAccess));
+    cudaThreadExchangeStreamCaptureMode(&mode);
+    return status;
 }
 
 void epi_peer_close(const epi_peer_handle *handle, void *memory)

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+/* Low latency on the device, host side: the memory that a shape of calls has, and its results. */
+#ifndef EPI_EP_CUDA_LL_H
+#define EPI_EP_CUDA_LL_H
+
+#include "ep/cuda/internal.h"
+#include "ep/ll.h"
+
+/* What ranks must agree on; compared as bytes. */
+typedef struct epc_ll_shape {
+    int64_t max_tokens, hidden, num_experts, expert_rows, table_sum;
+    int32_t topk, wire, scale, overflow;
+    uint32_t masked, unused;
+} epc_ll_shape;
+
+typedef struct epc_ll_slot {
+    struct epc_ll_handle *result; /* that has the slot's memory; NULL: it is free */
+    epc_block *own;               /* x, scales and the small arrays of results */
+    uint8_t *x;
+    uint32_t *scales;
+    int32_t *count, *dropped, *source_token;
+    int64_t *range;
+} epc_ll_slot;
+
+typedef struct epc_ll {
+    epc_ll_shape shape;
+    epc_table *table;
+    int num_local, max_local, words, scale_count;
+    int64_t row_bytes;
+    epc_ll_area area;
+    epc_block *areas; /* of both slots, one behind the other */
+    uint32_t place[EPC_MAX_RANKS];
+    int64_t offset[EPC_MAX_RANKS]; /* of slot 0's; slot 1 follows */
+    epc_ll_slot slot[2];
+    uint64_t calls;
+} epc_ll;
+
+/* A result: what combine needs of it. */
+struct epc_ll_handle {
+    epi_ll_result *core; /* what the core checks arguments with */
+    epi_ll core_shape;
+    epc_ll *ll;
+    epc_block *block;
+    int32_t *ids, *position;
+};
+
+static inline int64_t epc_ll_align(int64_t bytes)
+{
+    return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
+}
+
+/* Most bytes of a row in LogFMT-10, which may fall back to BF16. */
+static inline int64_t epc_ll_logfmt_bytes(int64_t hidden)
+{
+    int64_t chunk = hidden % 1024 ? 512 : 1024, chunks = (hidden + chunk - 1) / chunk;
+    return (chunks + 31) / 32 * 4 + hidden * 2;
+}
+
+/* Uses the memory there is for the shape, or makes some; then every rank does, as all see the same
+   change. */
+ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
+                                int blocks, bool capturing);
+/* This rank's part of setting memory up, when it refuses the call. */
+void epc_ll_refuse_memory(epc_buffer *b, ep_status status);
+/* Gives a result's slot to other results, once. */
+void epc_ll_retire(struct epc_ll_handle *own);
+
+#endif

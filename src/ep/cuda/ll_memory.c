@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT */
+/* Low latency on the device: memory of a shape of calls, set up by all ranks together. */
+#include "ep/cuda/ll.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static void lay_out(const epc_buffer *b, epc_ll *ll)
+{
+    const epc_ll_shape *s = &ll->shape;
+    epc_ll_area *area = &ll->area;
+    int64_t per = s->scale == EP_SCALE_UE8M0 ? 512 : 128, at = 0;
+    ll->words = (int)((s->max_tokens + 31) / 32);
+    ll->row_bytes = s->wire == EP_E4M3 ? s->hidden : 2 * s->hidden;
+    ll->scale_count = s->wire == EP_E4M3 ? (int)((s->hidden + per - 1) / per) : 0;
+    area->bits = at;
+    at += epc_ll_align((int64_t)b->num_ranks * ll->max_local * ll->words * 8);
+    area->begin = at;
+    at += epc_ll_align(s->num_experts * 8);
+    area->fields = at;
+    at += epc_ll_align((int64_t)b->num_ranks * EPC_Y_FIELDS * 8);
+    area->rows = at;
+    at += epc_ll_align(s->max_tokens * ll->row_bytes);
+    area->scales = at;
+    at += epc_ll_align(s->max_tokens * ll->scale_count * 4);
+    area->y = at;
+    at += epc_ll_align((int64_t)ll->max_local * s->expert_rows *
+                       (epc_ll_logfmt_bytes(s->hidden) + 15) / 16 * 16);
+    area->bytes = at;
+}
+
+static ep_status take_slot_memory(epc_buffer *b, epc_ll *ll, epc_ll_slot *slot)
+{
+    int64_t rows = ll->num_local * ll->shape.expert_rows;
+    int64_t x = epc_ll_align(rows * ll->row_bytes),
+            scales = epc_ll_align(rows * ll->scale_count * 4), tokens = epc_ll_align(rows * 4);
+    int64_t small = epc_ll_align(ll->num_local * 4),
+            range = epc_ll_align((int64_t)ll->num_local * b->num_ranks * 8);
+    EPI_TRY(epc_take(b, (size_t)(x + scales + tokens + 2 * small + range), &slot->own));
+    uint8_t *at = slot->own->memory;
+    slot->x = at;
+    slot->scales = (uint32_t *)(at + x);
+    slot->source_token = (int32_t *)(at + x + scales);
+    slot->count = (int32_t *)(at + x + scales + tokens);
+    slot->dropped = (int32_t *)(at + x + scales + tokens + small);
+    slot->range = (int64_t *)(at + x + scales + tokens + 2 * small);
+    return EP_OK;
+}
+
+void epc_ll_retire(struct epc_ll_handle *own)
+{
+    if (own->ll && own->ll->slot[own->core->slot].result == own)
+        own->ll->slot[own->core->slot].result = NULL;
+    own->ll = NULL;
+    own->core->retired = true;
+}
+
+static void free_ll(epc_buffer *b, epc_ll *ll)
+{
+    if (!ll)
+        return;
+    for (int i = 0; i < 2; i++)
+        if (ll->slot[i].result)
+            epc_ll_retire(ll->slot[i].result);
+    epc_give(b, ll->areas);
+    for (int i = 0; i < 2; i++)
+        epc_give(b, ll->slot[i].own);
+    free(ll);
+}
+
+void epc_ll_destroy(epc_buffer *b)
+{
+    free_ll(b, b->ll);
+    b->ll = NULL;
+}
+
+/* What ranks show each other while a shape is set up. */
+typedef struct setup {
+    int64_t status, lacks, offset;
+    uint32_t place, unused;
+    epc_ll_shape shape;
+    char text[160];
+} setup;
+
+static ep_status exchange(epc_buffer *b, setup *own, setup *all)
+{
+    if (own->status != EP_OK)
+        strncpy(own->text, ep_last_error(), sizeof own->text - 1);
+    EPI_TRY(epc_core.allgather(b->buffer->group, own, all, sizeof *own));
+    for (int r = 0; r < b->num_ranks; r++) {
+        if (b->buffer->group->masked[r])
+            continue;
+        if (all[r].status != EP_OK)
+            return r == b->rank ? epi_fail((ep_status)own->status, "%s", own->text)
+                                : epi_fail(EP_ERR_ABORTED, "ep_ll_dispatch: rank %d failed: %s", r,
+                                           all[r].text);
+        if (memcmp(&all[r].shape, &own->shape, sizeof own->shape) != 0)
+            return epi_fail(EP_ERR_MISMATCH,
+                            "ep_ll_dispatch: ranks %d and %d disagree on max_tokens, hidden, "
+                            "num_experts, expert_rank, "
+                            "max_expert_rows, topk, wire, scale, overflow or the masked ranks",
+                            b->rank, r);
+    }
+    return EP_OK;
+}
+
+/* Collective: room for both areas in every rank's window, known to every rank. */
+static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *all)
+{
+    setup own;
+    size_t bytes = 2 * (size_t)ll->area.bytes;
+    memset(&own, 0, sizeof own);
+    own.shape = ll->shape;
+    own.status = mine;
+    ll->areas = mine == EP_OK ? epc_take_shared(b, bytes) : NULL;
+    own.lacks = ll->areas == NULL;
+    EPI_TRY(exchange(b, &own, all));
+    bool any = false;
+    for (int r = 0; r < b->num_ranks; r++)
+        any |= !b->buffer->group->masked[r] && all[r].lacks;
+    if (any) {
+        EPI_TRY(epc_grow(b, "ep_ll_dispatch", ll->areas ? 0 : bytes));
+        if (!ll->areas)
+            ll->areas = epc_take_shared(b, bytes);
+    }
+    int place = 0;
+    if (!ll->areas)
+        own.status = epi_fail(EP_ERR_CAPACITY,
+                              "ep_ll_dispatch: the window has no %zu bytes in one piece", bytes);
+    else
+        epc_locate(b, ll->areas->memory, bytes, &place, &own.offset);
+    own.place = (uint32_t)place;
+    /* Words of an earlier use must not pass for ones to come. */
+    if (own.status == EP_OK)
+        own.status = epi_gpu_zero(ll->areas->memory, bytes);
+    EPI_TRY(exchange(b, &own, all));
+    for (int r = 0; r < b->num_ranks; r++) {
+        ll->place[r] = all[r].place;
+        ll->offset[r] = all[r].offset;
+    }
+    return EP_OK;
+}
+
+static ep_status check_limits(const epc_buffer *b, const epc_ll *ll, int blocks)
+{
+    size_t room = (size_t)b->gpu.max_shared - 12 * 1024;
+    size_t send = ((size_t)ll->shape.num_experts + (size_t)blocks - 1) / (size_t)blocks *
+                  (size_t)ll->words * 4;
+    if (send > room || epc_ll_recv_shared(b->num_ranks, ll->num_local, ll->words) > room)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "ep_ll_dispatch: max_tokens is %lld; with %d experts here from %d ranks a "
+                        "multiprocessor has "
+                        "no room for their bitmaps",
+                        (long long)ll->shape.max_tokens, ll->num_local, b->num_ranks);
+    return EP_OK;
+}
+
+static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *table, int blocks)
+{
+    epc_ll *ll = calloc(1, sizeof *ll);
+    setup *all = calloc((size_t)b->num_ranks, sizeof *all);
+    if (!ll || !all) {
+        free(ll);
+        free(all);
+        return epi_fail(EP_ERR_MEMORY, "ep_ll_dispatch: out of memory"); /* the others time out */
+    }
+    ll->shape = *shape;
+    ll->table = table;
+    ll->num_local = table->num_local;
+    ll->max_local = table->max_local;
+    lay_out(b, ll);
+    ep_status status = check_limits(b, ll, blocks);
+    for (int i = 0; i < 2 && status == EP_OK; i++)
+        status = take_slot_memory(b, ll, &ll->slot[i]);
+    status = share_areas(b, ll, status, all);
+    free(all);
+    if (status != EP_OK) {
+        free_ll(b, ll);
+        return status;
+    }
+    b->ll = ll;
+    return EP_OK;
+}
+
+ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
+                                int blocks, bool capturing)
+{
+    epc_ll *ll = b->ll;
+    if (ll && memcmp(&ll->shape, shape, sizeof *shape) == 0)
+        return EP_OK;
+    if (capturing)
+        return epi_fail(
+            EP_ERR_STATE,
+            "ep_ll_dispatch: the first call with a shape waits for every rank and can't be "
+            "captured; make it once before");
+    if (ll && (ll->slot[0].result || ll->slot[1].result))
+        return epi_fail(EP_ERR_STATE, "ep_ll_dispatch: the shape (or the set of masked ranks) "
+                                      "differs from that of a result still "
+                                      "alive; release it with ep_ll_recv_release first");
+    if (ll && b->has_last)
+        EPI_TRY(epi_gpu_event_wait(b->last_done));
+    epc_ll_destroy(b);
+    return set_up(b, shape, table, blocks);
+}
+
+void epc_ll_refuse_memory(epc_buffer *b, ep_status status)
+{
+    setup own, *all = calloc((size_t)b->num_ranks, sizeof *all);
+    memset(&own, 0, sizeof own);
+    own.status = status;
+    if (all)
+        exchange(b, &own, all);
+    free(all);
+}
