@@ -2,20 +2,22 @@
 # SPDX-License-Identifier: MIT
 # Runs DeepEP's own intranode and low-latency tests with this deep_ep.
 # usage: tools/deepep_tests.sh DIR [--device cpu|cuda] [--ranks "2 4 8"] [--python PYTHON]
+#        [--tests "intranode low_latency logfmt"]
 #   DIR  tests/ of a DeepEP v1.2.1 checkout, which is not part of this repository
 # The test files run as they are; tools/deepep_test_utils.py stands in for their
 # utils.py. EP_LIBRARY and PYTHONPATH say which library and packages are tested.
 # On the CPU sizes are smaller, and ranks run there; on a GPU they share it (MPS).
 set -u
-[ $# -gt 0 ] || { sed -n 3,8p "$0"; exit 2; }
+[ $# -gt 0 ] || { sed -n 3,9p "$0"; exit 2; }
 tools=$(cd "$(dirname "$0")" && pwd)
-tests=$1 device=cpu ranks="2 4 8" python=python3
+tests=$1 device=cpu ranks="2 4 8" python=python3 chosen="intranode low_latency logfmt"
 shift
 while [ $# -gt 1 ]; do
     case "$1" in
     --device) device=$2 ;;
     --ranks) ranks=$2 ;;
     --python) python=$2 ;;
+    --tests) chosen=$2 ;;
     *)
         echo "deepep_tests.sh: unknown option '$1'" >&2
         exit 2
@@ -52,12 +54,18 @@ if [ "$device" = cpu ]; then
     small_ll="--num-tokens 24 --hidden 2048 --num-experts 32"
 fi
 for r in $ranks; do
-    # shellcheck disable=SC2086
-    attempt test_intranode.py "$r" $small
-    # shellcheck disable=SC2086
-    attempt test_low_latency.py "$r" $small_ll
-    # shellcheck disable=SC2086
-    attempt test_low_latency.py "$r" $small_ll --use-logfmt
+    for test in $chosen; do
+        # shellcheck disable=SC2086
+        case "$test" in
+        intranode) attempt test_intranode.py "$r" $small ;;
+        low_latency) attempt test_low_latency.py "$r" $small_ll ;;
+        logfmt) attempt test_low_latency.py "$r" $small_ll --use-logfmt ;;
+        *)
+            echo "deepep_tests.sh: unknown test '$test'" >&2
+            exit 2
+            ;;
+        esac
+    done
 done
 echo "passed $passed${failed:+, failed:$failed}"
 [ -z "$failed" ]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The low-latency calls of the buffer."""
 
+import weakref
 from collections import deque
 from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
 
@@ -37,7 +38,7 @@ class LowLatencyBuffer:
     _buffer_of: Callable[[Any], entrepot.Buffer]
 
     def _init_low_latency(self) -> None:
-        # Results whose memory is in use, and calls on them that may be unfinished.
+        # Results whose memory is in use, and calls on them whose receiving is still due.
         self._alive: Deque[Tuple[LlReceived, List[entrepot.Event]]] = deque()
         self._shape: Any = None
         self._local: Dict[Any, Any] = {}
@@ -116,7 +117,7 @@ class LowLatencyBuffer:
         )
 
         def submit(completion: str) -> Any:
-            self._make_room(shape)
+            self._make_room(shape, order)
             call = self._buffer_of(kind)._ll_dispatch(
                 x,
                 topk_idx,
@@ -135,6 +136,7 @@ class LowLatencyBuffer:
             return call
 
         call, event = self._submit(submit, kind, async_finish, return_recv_hook)
+        due = self._alive[-1][1]
         received: LlReceived = call if event is None else event.outputs()
         handle = LowLatencyHandle(
             received,
@@ -153,23 +155,24 @@ class LowLatencyBuffer:
 
         recv_x = (received.x, received.scales) if use_fp8 else received.x
         inputs = (x, topk_idx, cumulative_local_expert_recv_stats)
-        overlap, hook = self._finishers(event, order, return_recv_hook, again, inputs, ())
+        overlap, hook = self._finishers(event, due, order, return_recv_hook, again, inputs, ())
         return recv_x, received.count, handle, overlap, hook
 
-    def _make_room(self, shape: Any) -> None:
+    def _make_room(self, shape: Any, order: Any) -> None:
         """Gives up the older of two live results, whose memory the next call uses; both, if the
         next call is of another shape or leaves out other ranks."""
         shape = (shape, self._ranks.mask_flags())
         keep = 1 if shape == self._shape else 0
         self._shape = shape
         while len(self._alive) > keep:
-            received, events = self._alive.popleft()
-            for event in events:
+            received, due = self._alive.popleft()
+            for event in due:
                 try:
-                    event.wait()
+                    event.stream_wait(order.stream)
                 except entrepot.Error:
                     if not self.enable_shrink:
                         raise
+            due.clear()
             received.retire()
 
     def low_latency_combine(
@@ -205,8 +208,10 @@ class LowLatencyBuffer:
         order = self._streams.order(kind, None, async_finish)
         buffer = self._buffer_of(kind)
         target = out
+        due: List[entrepot.Event] = []
 
         def submit(completion: str) -> Any:
+            nonlocal due
             received = _received_of(handle)
             call = buffer._ll_combine(
                 buffer.ll_combine_buffer(received) if zero_copy else x,
@@ -219,10 +224,11 @@ class LowLatencyBuffer:
                 wait_cost=combine_wait_recv_cost_stats,
                 stream=order.stream,
             )
-            if isinstance(call, entrepot.Event):
-                for alive, events in self._alive:
-                    if alive is received:
-                        events.append(call)
+            for alive, events in self._alive:
+                if alive is received:
+                    due = events
+                    if isinstance(call, entrepot.Event):
+                        due.append(call)
             return call
 
         call, event = self._submit(submit, kind, async_finish, return_recv_hook)
@@ -232,7 +238,9 @@ class LowLatencyBuffer:
             self._survive(lambda: submit("now"))
 
         inputs = (x, topk_idx, topk_weights)
-        overlap, hook = self._finishers(event, order, return_recv_hook, again, inputs, (target,))
+        overlap, hook = self._finishers(
+            event, due, order, return_recv_hook, again, inputs, (target,)
+        )
         return target, overlap, hook
 
     # ------------------------------------------------------------ completion
@@ -249,6 +257,7 @@ class LowLatencyBuffer:
     def _finishers(
         self,
         event: Optional[entrepot.Event],
+        due: List[entrepot.Event],
         order: Any,
         return_recv_hook: bool,
         again: Callable[[], None],
@@ -258,13 +267,18 @@ class LowLatencyBuffer:
         """What completes a call: an event, a hook, or nothing."""
         if event is None:
             return order.done(inputs, outputs), None
-        pending = event
         if order.on_device:
+            # Not held here: once the receiving is in the stream nothing is waited for.
+            left = weakref.ref(event)
 
             def hook() -> None:
-                pending.stream_wait(order.stream)
+                pending = left()
+                if pending is not None:
+                    pending.stream_wait(order.stream)
+                    due.remove(pending)
 
             return EventOverlap(None), hook
+        pending = event
 
         def receive() -> None:
             try:

@@ -39,15 +39,14 @@ class CpuOrder:
         handle = None if previous_event is None else previous_event.event
         if handle is not None and handle._wait is not None:
             handle.current_stream_wait()
+        if handle is not None and handle._cuda_event is not None:
+            handle._cuda_event.synchronize()  # what the tensors hold may come from there
         #: the background call that this one must come after
         self.previous: Optional[entrepot.Event] = None if handle is None else handle._pending
 
     def allocating(self) -> Any:
         """Context in which outputs are allocated."""
         return nullcontext()
-
-    def returning(self, received: entrepot.Received) -> None:
-        """The call returns views of the window."""
 
     def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
         """The event of a call that is done, or was submitted to the stream."""
@@ -69,8 +68,8 @@ class CudaOrder:
     ):
         self._torch = torch_module()
         self._async, self._on_comm = async_finish, allocate_on_comm_stream
+        self._made_there = allocate_on_comm_stream
         self._compute = self._torch.cuda.current_stream(comm.device)
-        self._comm = comm
         self._launch = comm if async_finish else self._compute
         handle = None if previous_event is None else previous_event.event
         if handle is not None and handle._cuda_event is None:
@@ -86,46 +85,38 @@ class CudaOrder:
         return self._torch.cuda.stream(self._launch) if self._on_comm else nullcontext()
 
     def submitting(self) -> Any:
-        """Context in which torch's own kernels do the call."""
+        """Context in which torch's own kernels do the call, and allocate what it returns."""
+        self._made_there = True
         return self._torch.cuda.stream(self._launch)
-
-    def returning(self, received: entrepot.Received) -> None:
-        """The call returns views of the window. When they are given up, kernels of the caller's
-        may still read them: later calls on the communication stream, whose rows may come to lie
-        there, must wait for those."""
-        received.before_release(_join, self._torch, self._comm)
 
     def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
         """The event of a call that was submitted. The allocator learns that the tensors are in
-        use on a stream that did not make them."""
+        use on streams that did not make them."""
         if not self._async:
             return EventOverlap(None)
         tensors = [t for t in (*inputs, *outputs) if t is not None]
         for tensor in tensors:
             tensor.record_stream(self._launch)
-            if self._on_comm:
-                tensor.record_stream(self._compute)
+        if self._made_there:
+            for tensor in outputs:
+                if tensor is not None:
+                    tensor.record_stream(self._compute)
         return EventOverlap(EventHandle._of_stream(self._launch), tuple(tensors))
-
-
-def _join(torch: Any, comm: Any) -> None:
-    if not torch.cuda.is_current_stream_capturing():
-        comm.wait_stream(torch.cuda.current_stream(comm.device))
 
 
 def layout_on_device(topk_idx: Any, num_experts: int, num_ranks: int) -> Tuple[Any, Any, Any]:
     """Tokens per rank and per expert, and membership, without waiting for the device."""
     torch = torch_module()
     tokens, device = topk_idx.shape[0], topk_idx.device
-    given = topk_idx >= 0
-    ids = topk_idx.long()
-    ones = torch.ones(ids.numel(), dtype=torch.int32, device=device)
+    local = num_experts // num_ranks
+    ids = topk_idx.long() + 1  # 0: no expert; its column is cut off below
+    one = torch.ones(1, dtype=torch.int32, device=device).expand(ids.numel())
     per_expert = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
-    per_expert.scatter_add_(0, torch.where(given, ids, num_experts).flatten(), ones)
-    ranks = torch.where(given, ids // (num_experts // num_ranks), num_ranks)
+    per_expert.scatter_add_(0, ids.flatten(), one)
     in_rank = torch.zeros((tokens, num_ranks + 1), dtype=torch.bool, device=device)
-    in_rank = in_rank.scatter_(1, ranks, True)[:, :num_ranks].contiguous()
-    return in_rank.sum(dim=0, dtype=torch.int32), per_expert[:num_experts], in_rank
+    in_rank.scatter_(1, (ids + (local - 1)) // local, True)
+    in_rank = in_rank[:, 1:].contiguous()
+    return in_rank.sum(dim=0, dtype=torch.int32), per_expert[1:], in_rank
 
 
 def default_kind() -> Kind:

@@ -479,6 +479,7 @@ FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
     "ep_thread_world_destroy": (None, (c_void_p,)),
     "ep_event_wait": (c_int, (c_void_p,)),
     "ep_event_query": (c_int, (c_void_p,)),
+    "ep_event_stream_wait": (c_int, (c_void_p, c_void_p)),
     "ep_event_release": (None, (c_void_p,)),
     "ep_buffer_create": (c_int, (c_void_p, POINTER(BufferConfig), _OUT)),
     "ep_buffer_destroy": (None, (c_void_p,)),
@@ -510,10 +511,5 @@ FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
     "ep_ll_recv_retire": (None, (POINTER(LlRecv),)),
     "ep_ll_combine": (c_int, (c_void_p, POINTER(LlCombineArgs), _EVENT)),
     "ep_ll_combine_buffer": (c_int, (c_void_p, c_void_p, _TENSOR)),
-}
-
-#: Functions that only builds with accelerator support have.
-OPTIONAL_FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
-    "ep_event_stream_wait": (c_int, (c_void_p, c_void_p)),
     "ep_device_count": (c_int, (c_int, POINTER(c_int32))),
 }

@@ -45,10 +45,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         if function is None:
             raise ImportError(f"{library._name} has no {name}: it is of another version")
         function.restype, function.argtypes = result, arguments
-    for name, (result, arguments) in _abi.OPTIONAL_FUNCTIONS.items():
-        function = getattr(library, name, None)
-        if function is not None:
-            function.restype, function.argtypes = result, arguments
     return library
 
 

@@ -12,6 +12,7 @@ from ._abi import CombineArgs, CombineBackwardArgs, DispatchArgs, DispatchBackwa
 from ._args import SCALES, choose, contiguous, expert_ranks, put, put_scales
 from ._lib import check, lib, raise_status
 from ._owner import Owner
+from ._reuse import Reuse
 from ._tensor import (
     CPU,
     CUDA,
@@ -105,6 +106,7 @@ class Buffer(LowLatency):
         self.group = group
         self._owner = Owner(pointer.value, lib.ep_buffer_destroy, group._owner)
         self.device = device
+        self._reuse = Reuse(device_index)
 
     @property
     def pointer(self) -> int:
@@ -259,7 +261,10 @@ class Buffer(LowLatency):
         owner = self._owner
 
         def finish() -> Received:
-            return Received(owner, recv, kind, handle, made)
+            received = Received(owner, recv, kind, handle, made)
+            if kind.device == CUDA and kind.torch:
+                received.before_release(self._reuse.give_up)
+            return received
 
         return self._run(function, (byref(args), byref(recv)), finish, keep, background)
 
@@ -277,6 +282,8 @@ class Buffer(LowLatency):
         if kind.device == CUDA:
             if stream is None and kind.torch:
                 stream = torch_module().cuda.current_stream(kind.device_index).cuda_stream
+            if kind.torch:
+                self._reuse.enter(stream)
             args.stream = stream
             args.num_sms = num_sms
 

@@ -14,6 +14,5 @@ def num_gpus() -> int:
     global _count
     if _count < 0:
         count = c_int32()
-        query = getattr(lib, "ep_device_count", None)
-        _count = count.value if query is not None and query(CUDA, byref(count)) == 0 else 0
+        _count = count.value if lib.ep_device_count(CUDA, byref(count)) == 0 else 0
     return _count

@@ -23,6 +23,7 @@ class Event(Generic[T]):
         "_finish",
         "_keep",
         "_early",
+        "_followed",
         "_result",
         "_done",
         "__weakref__",
@@ -37,6 +38,7 @@ class Event(Generic[T]):
         self._finish: Optional[Callable[[], T]] = finish
         self._keep = keep
         self._early = early
+        self._followed = False
         self._result: Optional[T] = None
         self._done = False
 
@@ -57,12 +59,20 @@ class Event(Generic[T]):
 
     def stream_wait(self, stream: Optional[int]) -> None:
         """Makes work put into a device's stream from now on wait for the call, without waiting
-        itself; of a call with a hook, receives in that stream. On the CPU it is wait()."""
+        itself; of a call with a hook, receives in that stream. Dropping the event then waits
+        for nothing, and should the call fail the buffer's next one says so. On the CPU it is
+        wait()."""
         if not self._done:
             with self._owner.lock:
                 status = lib.ep_event_stream_wait(self._pointer, stream)
                 if status:
                     raise_status(status)
+            self._followed = True
+
+    @property
+    def followed(self) -> bool:
+        """Whether a stream was made to wait for the call."""
+        return self._followed
 
     def done(self) -> bool:
         """Whether wait() would return at once. On a buffer without threads it also advances
@@ -101,14 +111,15 @@ class Event(Generic[T]):
     def _release(self) -> None:
         pointer, self._pointer = self._pointer, None
         if pointer:
-            self._owner.release(_end, (pointer, self._finish, self._keep))
+            self._owner.release(_end, (pointer, self._finish, self._keep, self._followed))
             self._keep = None
 
 
-def _end(call: Tuple[int, Optional[Callable[[], Any]], Any]) -> None:
-    """Waits for a call and frees its event; a result that nobody took is made and dropped."""
-    pointer, finish, _ = call
-    status = lib.ep_event_wait(pointer)
+def _end(call: Tuple[int, Optional[Callable[[], Any]], Any, bool]) -> None:
+    """Waits for a call that no stream waits for, and frees its event; a result that nobody took
+    is made and dropped."""
+    pointer, finish, _, followed = call
+    status = _OK if followed else lib.ep_event_wait(pointer)
     lib.ep_event_release(pointer)
     if status == _OK and finish is not None:
         finish()

@@ -3,7 +3,6 @@
 
 import ctypes
 from ctypes import byref
-from functools import partial
 from typing import Any, Callable, List, NamedTuple, Optional
 
 import numpy as np
@@ -175,9 +174,9 @@ class Received:
         #: rows that hold a token
         self.num_rows: int = recv.num_rows
 
-    def before_release(self, function: Callable[..., None], *arguments: Any) -> None:
+    def before_release(self, function: Callable[[], None]) -> None:
         """Has a function called when the memory is given back."""
-        self._region.before = partial(function, *arguments)
+        self._region.before = function
 
     @property
     def tokens_per_expert(self) -> List[int]:

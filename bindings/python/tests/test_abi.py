@@ -13,7 +13,16 @@ from entrepot import _abi
 from entrepot._lib import lib
 
 INCLUDE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "include")
-HEADERS = ("status.h", "tensor.h", "codec.h", "group.h", "event.h", "ep.h", "low_latency.h")
+HEADERS = (
+    "status.h",
+    "tensor.h",
+    "codec.h",
+    "group.h",
+    "event.h",
+    "ep.h",
+    "low_latency.h",
+    "device.h",
+)
 compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc")
 needs_headers = pytest.mark.skipif(
     compiler is None or not os.path.isdir(INCLUDE), reason="needs a C compiler and the headers"

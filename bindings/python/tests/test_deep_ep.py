@@ -96,6 +96,8 @@ def _normal(group, world, arrays):
             assert recv_idx is None and recv_weights is None
             again = buffer.dispatch(inputs[kind], handle, **common)
             assert again[1:5] == (None, None, None, None)
+            if asynchronous:
+                again[5].current_stream_wait()
             _check_rows(again[0], x, arrays)
         y = dequantise(*map(arrays.back, recv_x)) if kind == "fp8" else arrays.back(recv_x)
         combined, combined_weights, event = buffer.combine(

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""Memory of results on a device, given up while kernels that read it may still be running."""
+
+import sys
+from collections import deque
+from typing import Any, Deque, Set
+
+from ._tensor import torch_module
+
+
+class Reuse:
+    """Orders calls behind what the caller does with results, as torch's allocator would.
+
+    When the last view of a result is gone its memory serves later calls, although
+    kernels of the caller's may still read it in the stream that is current then. Calls
+    on that stream come after them anyway; others wait for a mark put there.
+    """
+
+    def __init__(self, device_index: int):
+        self._index = device_index
+        self._streams: Set[int] = set()  # that calls ran on
+        self._marks: Deque[Any] = deque()
+
+    def give_up(self) -> None:
+        """The last view of a result is gone."""
+        if sys.is_finalizing():
+            return
+        cuda = torch_module().cuda
+        stream = cuda.current_stream(self._index)
+        if self._streams == {stream.cuda_stream} or cuda.is_current_stream_capturing():
+            return
+        self._marks.append(stream.record_event())
+
+    def enter(self, stream: int) -> None:
+        """A call on `stream` is about to be made."""
+        if stream not in self._streams:
+            self._join(stream)
+        while self._marks:
+            self._external(stream).wait_event(self._marks.popleft())
+
+    def _join(self, stream: int) -> None:
+        """Nothing was marked while all calls ran on one stream."""
+        others, capturing = list(self._streams), torch_module().cuda.is_current_stream_capturing()
+        self._streams.add(stream)
+        if len(others) == 1 and not capturing:
+            self._external(stream).wait_stream(self._external(others[0]))
+
+    def _external(self, stream: int) -> Any:
+        cuda = torch_module().cuda
+        if not stream:  # a null pointer would make a new stream
+            return cuda.default_stream(self._index)
+        return cuda.ExternalStream(stream, device=self._index)
