@@ -534,10 +534,12 @@ static void failures(void **state)
 
 /* ---------------------------------------------------------------- the suites */
 
+/* tools/gpu_test.sh runs these, and longer ones, one by one. */
 static void suites(void **state)
 {
     (void)state;
-    static const char *const programs[] = {"normal_test", "seeded_test"};
+    static const char *const programs[] = {"normal_test", "seeded_test", "low_latency_test",
+                                           "repeat_test"};
     need_device();
     setenv("EP_TEST_DEVICE", "cuda", 1);
     for (int path = 0; path < 2; path++) {

@@ -7,8 +7,10 @@
  */
 #include "entrepot/low_latency.h"
 
+#include "support/on_device.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/tensors.h"
 #include "support/test.h"
 
 #include <math.h>
@@ -470,8 +472,11 @@ static const char *const transports[] = {
 
 static void everywhere(int ranks, test_group_fn body, void *arg)
 {
-    for (size_t i = 0; i < sizeof transports / sizeof *transports; i++)
-        assert_int_equal(test_run_groups(transports[i], ranks, body, arg), 0);
+    if (test_device_wanted())
+        assert_int_equal(test_run_groups(test_transport(NULL), ranks, body, arg), 0);
+    else
+        for (size_t i = 0; i < sizeof transports / sizeof *transports; i++)
+            assert_int_equal(test_run_groups(transports[i], ranks, body, arg), 0);
 }
 
 static void same_as_normal_mode(void **state)
@@ -504,13 +509,15 @@ static void an_expert_named_twice(void **state)
 static void memory_is_as_queried(void **state)
 {
     (void)state;
+    if (test_device_wanted())
+        skip(); /* sizes are those of the CPU's window */
     everywhere(3, memory, NULL);
 }
 
 static void who_is_late(void **state)
 {
     (void)state;
-    assert_int_equal(test_run_groups("threads", 3, costs, NULL), 0);
+    assert_int_equal(test_run_groups(test_transport("threads"), 3, costs, NULL), 0);
 }
 
 int main(void)

@@ -9,6 +9,7 @@
  */
 #include "entrepot/low_latency.h"
 
+#include "support/on_device.h"
 #include "support/random.h"
 #include "support/ranks.h"
 #include "support/sanitize.h"
@@ -219,7 +220,7 @@ static void walk_space(const struct space *s)
     const int64_t rooms[] = {(int64_t)s->ranks * s->tokens, 1};
     for (int i = 0; i < 2; i++) {
         walk.room = rooms[i];
-        assert_int_equal(test_run_groups("threads", s->ranks, run_rank, &walk), 0);
+        assert_int_equal(test_run_groups(test_transport("threads"), s->ranks, run_rank, &walk), 0);
     }
     print_message(
         "R=%d T=%d K=%d E=%d: %lld of %lld worlds\n", s->ranks, s->tokens, s->topk, (int)s->experts,

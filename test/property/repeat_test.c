@@ -5,6 +5,7 @@
  * here are any bits, NaNs of every kind included.
  * ctest-timeout: 300
  */
+#include "support/on_device.h"
 #include "support/random.h"
 #include "support/ranks.h"
 #include "support/tensors.h"
@@ -112,11 +113,13 @@ static void same_bits_every_time(void **state)
     for (int i = 0; i < 24; i++) {
         char transport[120];
         struct run run = {i / 4 % 3, i % 8 >= 6, hash};
+        if (test_device_wanted() && i % 4) /* faults of the host mean nothing to a device */
+            continue;
         snprintf(transport, sizeof transport, "%s", transports[i % 4]);
         if (i % 4 >= 2)
             snprintf(transport, sizeof transport, "%sseed=%d,delay_us=%d,reorder=1,repeat=30",
                      transports[i % 4], i, 50 * (i % 7));
-        assert_int_equal(test_run_groups(transport, RANKS, run_rank, &run), 0);
+        assert_int_equal(test_run_groups(test_transport(transport), RANKS, run_rank, &run), 0);
         if (i == 0)
             memcpy(first, hash, sizeof first);
         if (memcmp(first, hash, sizeof first) != 0)

@@ -6,8 +6,10 @@
  * ctest-timeout: 600
  */
 #include "support/load.h"
+#include "support/on_device.h"
 #include "support/random.h"
 #include "support/ranks.h"
+#include "support/tensors.h"
 #include "support/test.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -42,7 +44,8 @@ static int stress(ep_group *group, void *arg)
 
 static void run(const setting *set)
 {
-    int failed = test_run_groups(set->transport, set->num_ranks, stress, (void *)set);
+    int failed =
+        test_run_groups(test_transport(set->transport), set->num_ranks, stress, (void *)set);
     if (failed)
         fprintf(stderr, "  on %s, %d ranks, %d threads, EP_TEST_SEED=%llu\n", set->transport,
                 set->num_ranks, set->num_threads, (unsigned long long)rng_env_seed(1));
@@ -60,13 +63,16 @@ static void as_threads(void **state)
         {"fault(threads):delay_us=20,seed=3", 2, 0, 0},
     };
     for (size_t i = 0; i < sizeof settings / sizeof *settings; i++)
-        run(&settings[i]);
+        if (!test_device_wanted() || settings[i].transport[0] == 't') /* faults: of the host's */
+            run(&settings[i]);
 }
 
 #if !defined(__SANITIZE_THREAD__) /* which sees nothing of other processes */
 static void as_processes(void **state)
 {
     (void)state;
+    if (test_device_wanted())
+        skip(); /* the same once more */
     static const setting settings[] = {
         {"shm", 4, 0, 0},
         {"shm", 3, 2, 1},

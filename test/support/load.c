@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "support/load.h"
 
+#include "support/on_device.h"
 #include "support/ranks.h"
 
 #include <stdlib.h>

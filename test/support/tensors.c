@@ -25,6 +25,12 @@ int test_device_wanted(void)
     return name && strcmp(name, "cuda") == 0;
 }
 
+const char *test_transport(const char *otherwise)
+{
+    const char *named = getenv("EP_TEST_TRANSPORT");
+    return !test_device_wanted() ? otherwise : named ? named : "shm";
+}
+
 ep_status test_device_enter(int rank)
 {
     int32_t count = 0;

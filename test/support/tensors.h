@@ -12,8 +12,9 @@ void *test_zeros(int64_t n, size_t size);
 
 /*
  * Where this thread's tensors are: host memory, until a rank chooses a device.
- * The device is that of EP_TEST_DEVICE ("cuda"), rank r's being the r-th, over and over
- * where there are fewer; the choice is undone by test_device_leave. Comparisons below read device memory for themselves.
+ * The device is that of EP_TEST_DEVICE ("cuda"), rank r's being the r-th, over
+ * and over where there are fewer; the choice is undone by test_device_leave.
+ * Comparisons below read device memory for themselves.
  */
 struct test_device {
     ep_device_type type;
@@ -22,6 +23,10 @@ struct test_device {
 };
 extern _Thread_local struct test_device test_device;
 int test_device_wanted(void);
+/* Transport of a group whose ranks use the test's device: that of EP_TEST_TRANSPORT, or shm. A
+   process that has used a device can't fork ranks that do: one kind of ranks a program. Without a
+   device it is `otherwise`. */
+const char *test_transport(const char *otherwise);
 ep_status test_device_enter(int rank);
 void test_device_leave(void);
 void *test_memory_new(size_t bytes);

@@ -72,9 +72,7 @@ int world_run_with(const char *transport, const ep_buffer_config *config,
     struct scenario_data **data = test_zeros(count, sizeof(void *));
     for (int i = 0; i < count; i++)
         data[i] = scenario_build(&list[i]);
-    /* A process that has used a CUDA device can't fork ranks that do: one transport a program. */
-    if (!transport && test_device_wanted())
-        transport = getenv("EP_TEST_TRANSPORT") ? getenv("EP_TEST_TRANSPORT") : "shm";
+    transport = test_transport(transport);
     if (transport)
         failed = run_over(transport, config, data, count, calls);
     for (const char *const *each = world_transports; !transport && *each; each++)

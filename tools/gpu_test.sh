@@ -1,0 +1,153 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# Tests on a machine with a GPU, which ranks share under MPS of the script's own:
+# the suites of the CPU transports on device memory, what only devices have, the
+# commands with --check, and compute-sanitizer on small cases. One line each.
+# usage: tools/gpu_test.sh [--parts "suites device commands sanitizer"] [--paths "sm90 sm80"]
+#                          [--limit SECONDS] [--build DIR] [--no-build]
+#   --paths  kernels to run: those of SM90, and those of SM80 on any device
+#   --limit  of one line, 150 if not set; a line that takes longer has failed
+# The Python packages have a script of their own, gpu_python.sh.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+parts="suites device commands sanitizer" paths="sm90 sm80" limit=150 build=build/cuda make=1
+while [ $# -gt 0 ]; do
+    case "$1" in
+    --parts) parts=$2 && shift ;;
+    --paths) paths=$2 && shift ;;
+    --limit) limit=$2 && shift ;;
+    --build) build=$2 && shift ;;
+    --no-build) make=0 ;;
+    *)
+        echo "gpu_test.sh: unknown option '$1'" >&2
+        exit 2
+        ;;
+    esac
+    shift
+done
+work=$(mktemp -d)
+failed=0 count=0
+export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
+mkdir "$work/mps"
+
+mps_start() { nvidia-cuda-mps-control -d || exit 1; }
+mps_stop() { echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; }
+finish() {
+    mps_stop
+    rm -rf "$work"
+}
+trap finish EXIT
+
+if [ "$make" = 1 ]; then
+    { cmake --preset cuda && cmake --build --preset cuda -j "$(nproc)"; } >"$work/build.log" 2>&1 || {
+        tail -40 "$work/build.log"
+        exit 1
+    }
+fi
+
+line() { # line PART PATH WHAT COMMAND...: runs it and prints a row; its output when it fails
+    local part=$1 path=$2 what=$3 start=$SECONDS code result=ok
+    shift 3
+    EP_CUDA_PATH=$path timeout -k 5 "$limit" "$@" >"$work/log" 2>&1 </dev/null
+    code=$?
+    count=$((count + 1))
+    case $code in
+    0) grep -q "SKIPPED TEST" "$work/log" && result="ok, some skipped" ;;
+    124 | 137) result="FAILED: over $limit s" ;;
+    *) result="FAILED: exit code $code" ;;
+    esac
+    printf '%-10s %-5s %-62s %4d s  %s\n' "$part" "$path" "$what" $((SECONDS - start)) "$result"
+    [ $code -eq 0 ] || {
+        failed=$((failed + 1))
+        grep -vE '^\[ +(RUN|OK)|^$' "$work/log" | tail -12 | cut -c1-240 | sed 's/^/    | /'
+    }
+}
+
+# The same programs as on the CPU; EP_TEST_DEVICE has them use devices. Small worlds with ranks as
+# threads: a process for each of so many groups would start the runtime each time.
+suites() {
+    local path
+    for path in $paths; do
+        for test in normal_test low_latency_test repeat_test; do
+            line suites "$path" "$test" env EP_TEST_DEVICE=cuda "$build/bin/$test"
+        done
+        line suites "$path" "seeded_test" \
+            env EP_TEST_DEVICE=cuda EP_SEEDED_WORLDS=4 "$build/bin/seeded_test"
+        line suites "$path" "normal_stress_test, 240 calls" \
+            env EP_TEST_DEVICE=cuda EP_STRESS_CALLS=240 "$build/bin/normal_stress_test"
+        line suites "$path" "low_latency_stress_test, 100 steps" \
+            env EP_TEST_DEVICE=cuda EP_STRESS_CALLS=100 "$build/bin/low_latency_stress_test"
+        line suites "$path" "exhaustive_test, 40 worlds a space" \
+            env EP_TEST_DEVICE=cuda EP_TEST_TRANSPORT=threads EP_EXHAUSTIVE=40 "$build/bin/exhaustive_test"
+        line suites "$path" "exhaustive_ll_test, 100 worlds a space" \
+            env EP_TEST_DEVICE=cuda EP_TEST_TRANSPORT=threads EP_EXHAUSTIVE=100 "$build/bin/exhaustive_ll_test"
+    done
+}
+
+device() {
+    local path part
+    for path in $paths; do
+        for part in low_latency graphs failures; do
+            line device "$path" "cuda_test $part" "$build/bin/cuda_test" "$part"
+        done
+    done
+}
+
+bench() { # bench PATH ARGUMENT...
+    line commands "$1" "bench ep ${*:2}" \
+        "$build/bin/entrepot" bench ep --backend cuda --check --json --iters 3 --warmup 1 "${@:2}"
+}
+
+commands() {
+    local path ranks
+    line commands "" "demo, 3 ranks" "$build/bin/entrepot" demo --backend cuda --ranks 3 --tokens 9 --json
+    for path in $paths; do
+        for ranks in 1 3 5; do
+            bench "$path" --ranks $ranks --experts $((ranks * 32)) --tokens 100
+        done
+        bench "$path" --ranks 8 --tokens 0
+        bench "$path" --ranks 8 --tokens 64 --hidden 16384 --topk 32 --wire fp8
+        bench "$path" --ranks 8 --tokens 4096 --hidden 128 --topk 1
+        bench "$path" --ranks 8 --tokens 1024 --wire fp8 --sms 8
+        for ranks in 1 3 8; do
+            bench "$path" --mode ll --ranks $ranks --experts $((ranks * 32)) --tokens 100 --wire fp8
+        done
+    done
+}
+
+# The tool knows nothing of MPS: ranks take turns, and are given time. Each rank prints a summary.
+sanitizer() {
+    local path tool ranks mode
+    local clean='"$@" 2>&1 | tee -a /dev/stderr |
+        awk "/SUMMARY/ { n++; bad = bad || !/SUMMARY: 0 / } END { exit bad || n == 0 }"'
+    mps_stop
+    for path in $paths; do
+        for tool in memcheck racecheck; do
+            for ranks in 1 2 3; do
+                for mode in normal ll; do
+                    line sanitizer "$path" "$tool, $mode, $ranks ranks" \
+                        env EP_TIMEOUT_MS=120000 bash -o pipefail -c "$clean" clean \
+                        compute-sanitizer --tool "$tool" --target-processes all \
+                        "$build/bin/entrepot" bench ep --backend cuda --mode "$mode" --wire fp8 \
+                        --ranks "$ranks" --experts $((ranks * 4)) --topk 3 --tokens 6 --hidden 512 \
+                        --iters 1 --warmup 0 --sms 2
+                done
+            done
+        done
+    done
+    mps_start
+}
+
+nvidia-smi -L
+mps_start
+for part in $parts; do
+    case "$part" in
+    suites | device | commands | sanitizer) $part ;;
+    *)
+        echo "gpu_test.sh: --parts has '$part'; it can be suites, device, commands and sanitizer" >&2
+        exit 2
+        ;;
+    esac
+done
+echo "$((count - failed)) of $count passed, in $SECONDS s"
+[ "$failed" -eq 0 ]
