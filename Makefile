@@ -6,13 +6,14 @@ JOBS ?= $(shell nproc)
 PREFIX ?= /usr/local
 RANKS ?= 8
 
-.PHONY: help demo build test test-asan test-tsan test-torch bench lint install clean
+.PHONY: help demo build test test-asan test-tsan test-torch test-gpu bench lint install clean
 
 help:
 	@echo "make demo     build and run an MoE layer over $(RANKS) ranks on this machine, checked"
 	@echo "make build    release build in build/release"
 	@echo "make test     every test that needs no special hardware, also under sanitizers"
 	@echo "make test-torch  the Python tests with torch, which it installs (gigabytes)"
+	@echo "make test-gpu  tests and sanitizers on this machine's GPU (needs nvcc and MPS)"
 	@echo "make bench    measured figures of this machine"
 	@echo "make lint     format, static checks, house rules"
 	@echo "make install  library, headers, command, man pages to PREFIX=$(PREFIX)"
@@ -46,6 +47,9 @@ test-torch:
 	cmake --preset default && cmake --build --preset default -j $(JOBS) --target entrepot
 	EP_LIBRARY=$(CURDIR)/build/default/lib/libentrepot.so \
 	    build/python-torch/bin/python -m pytest -q -p no:cacheprovider bindings/python/tests
+
+test-gpu:
+	tools/gpu_test.sh
 
 bench:
 	@tools/setup.sh build bench
