@@ -114,6 +114,10 @@ ep_status epi_tensor_check(const ep_tensor *tensor, const epi_tensor_rule *rule)
     if (tensor->device != rule->device)
         return epi_fail(EP_ERR_ARGUMENT, "%s: %s.device is %d; it must be %d as the buffer's",
                         rule->call, rule->argument, (int)tensor->device, (int)rule->device);
+    if (rule->device != EP_DEVICE_CPU && tensor->device_index != rule->device_index)
+        return epi_fail(EP_ERR_ARGUMENT, "%s: %s.device_index is %d; it must be %d as the buffer's",
+                        rule->call, rule->argument, (int)tensor->device_index,
+                        (int)rule->device_index);
     EPI_TRY(check_shape(tensor, rule));
     EPI_TRY(check_strides(tensor, rule));
     bool empty = false;

@@ -38,6 +38,7 @@ typedef struct epi_tensor_rule {
     unsigned dtypes;   /* bit (1 << ep_dtype) of each allowed dtype */
     const char *dtype_names;
     ep_device_type device; /* of the buffer; 0 is EP_DEVICE_CPU */
+    int32_t device_index;  /* likewise, of an accelerator */
 } epi_tensor_rule;
 
 ep_status epi_tensor_check(const ep_tensor *tensor, const epi_tensor_rule *rule);

@@ -89,7 +89,8 @@ static ep_status check_2d(const epi_combine *c, const char *call, const char *ar
                                   .columns = columns,
                                   .dtypes = dtypes,
                                   .dtype_names = names,
-                                  .device = c->op.buffer->config.device};
+                                  .device = c->op.buffer->config.device,
+                                  .device_index = c->op.buffer->config.device_index};
     return epi_tensor_check(tensor, &rule);
 }
 

@@ -14,7 +14,8 @@ static epi_tensor_rule rule(const ep_buffer *buffer, const char *call, const cha
                              .columns = columns,
                              .dtypes = dtypes,
                              .dtype_names = names,
-                             .device = buffer->config.device};
+                             .device = buffer->config.device,
+                             .device_index = buffer->config.device_index};
 }
 
 static ep_status check_x(const ep_buffer *buffer, const char *call, const ep_tensor *x,

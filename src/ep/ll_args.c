@@ -16,7 +16,8 @@ static ep_status check_tensor(const ep_buffer *buffer, const char *call, const c
                                   .columns = columns,
                                   .dtypes = dtypes,
                                   .dtype_names = names,
-                                  .device = buffer->config.device};
+                                  .device = buffer->config.device,
+                                  .device_index = buffer->config.device_index};
     return epi_tensor_check(tensor, &rule);
 }
 
