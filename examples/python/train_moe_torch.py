@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: MIT
 """Trains a mixture-of-experts layer over several ranks with torch, and checks it.
 
-Ranks are processes of a gloo group on the CPU; dispatch and combine are
-autograd functions. The losses and gradients of every step are compared with
-those of one process that holds all tokens and experts and does not use
-Entrepot. usage: train_moe_torch.py [--ranks 4] [--steps 5] [--layout expert]
+Ranks are processes of a gloo group, on the CPU or on GPUs that they may share;
+dispatch and combine are autograd functions. The losses and gradients of every
+step are compared with those of one process that holds all tokens and experts
+and does not use Entrepot.
+usage: train_moe_torch.py [--ranks 4] [--steps 5] [--layout expert] [--device cuda]
 """
 
 import argparse
@@ -87,21 +88,32 @@ def relative(got, want):
     return float((got - want).abs().max() / want.abs().max().clamp(min=1e-20))
 
 
-def train(rank, ranks, folder, steps, layout, queue):
+def sum_over_ranks(tensor):
+    """In host memory, where gloo works whatever the device."""
+    total = tensor.cpu()
+    dist.all_reduce(total)
+    tensor.copy_(total)
+
+
+def train(rank, ranks, folder, steps, layout, device, queue):
     torch.set_num_threads(1)
+    index = 0
+    if device == "cuda":
+        index = rank % torch.cuda.device_count()
+        torch.cuda.set_device(index)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
     )
     group = entrepot.Group.from_torch(dist.group.WORLD)
-    buffer = entrepot.Buffer(group)
+    buffer = entrepot.Buffer(group, device=device, device_index=index)
     torch.manual_seed(7)
-    x, target = torch.randn(ranks * TOKENS, HIDDEN), torch.randn(ranks * TOKENS, HIDDEN)
+    x, target = torch.randn(2, ranks * TOKENS, HIDDEN).to(device)
     mine = slice(rank * TOKENS, (rank + 1) * TOKENS)
 
-    layer = MoeLayer(group, buffer, *model(0), layout)
+    layer = MoeLayer(group, buffer, *model(0), layout).to(device)
     optimiser = torch.optim.SGD(layer.parameters(), lr=0.5)
     router, experts = model(0)  # the same weights, for the single-process run
-    everything = nn.ModuleList([router, *experts])
+    everything = nn.ModuleList([router, *experts]).to(device)
     reference = torch.optim.SGD(everything.parameters(), lr=0.5)
 
     losses, worst = [], 0.0
@@ -110,8 +122,8 @@ def train(rank, ranks, folder, steps, layout, queue):
         loss = (layer(x[mine]) - target[mine]).square().sum() / target.numel()
         loss.backward()
         total = loss.detach()
-        dist.all_reduce(total)
-        dist.all_reduce(layer.router.linear.weight.grad)
+        sum_over_ranks(total)
+        sum_over_ranks(layer.router.linear.weight.grad)
 
         reference.zero_grad()
         want = (by_token(experts, x, *router(x)) - target).square().mean()
@@ -138,11 +150,13 @@ def main():
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--layout", choices=("token", "expert"), default="token")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
-        common = (arguments.ranks, folder, arguments.steps, arguments.layout, queue)
+        options = (arguments.steps, arguments.layout, arguments.device)
+        common = (arguments.ranks, folder, *options, queue)
         ranks = [context.Process(target=train, args=(r, *common)) for r in range(arguments.ranks)]
         for process in ranks:
             process.start()

@@ -3,7 +3,7 @@
 
 import weakref
 from collections import deque
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Union
 
 import entrepot
 from entrepot import ArgumentError, LlReceived
@@ -17,14 +17,35 @@ Tensor = Any
 
 
 class LowLatencyHandle(tuple):
-    """(src_info, layout_range, M, H, E), and the result it belongs to."""
+    """(src_info, layout_range, M, H, E), and the result it belongs to. The two tensors are made
+    when they are looked at: most callers pass the handle on."""
 
-    received: LlReceived
+    received: LlReceived  #: changes when the call had to be made again
+    _shown: LlReceived
 
     def __new__(cls, received: LlReceived, *elements: Any) -> "LowLatencyHandle":
-        handle = super().__new__(cls, elements)
-        handle.received = received
+        handle = super().__new__(cls, ("src_info", "layout_range", *elements))
+        handle.received = handle._shown = received
         return handle
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(5)))
+        value = super().__getitem__(index)
+        if value == "src_info":
+            return self._shown.source_token
+        return self._shown.source_range if value == "layout_range" else value
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(5))
+
+    def __eq__(self, other: Any) -> bool:
+        return self is other
+
+    def __ne__(self, other: Any) -> bool:
+        return self is not other
+
+    __hash__ = object.__hash__
 
 
 class LowLatencyBuffer:
@@ -140,8 +161,6 @@ class LowLatencyBuffer:
         received: LlReceived = call if event is None else event.outputs()
         handle = LowLatencyHandle(
             received,
-            received.source_token,
-            received.source_range,
             num_max_dispatch_tokens_per_rank,
             x.shape[1],
             num_experts,

@@ -14,7 +14,16 @@ from typing import Any, Dict, Iterable, Optional, Tuple
 
 import entrepot
 from entrepot import ArgumentError
-from entrepot._tensor import CPU, CUDA, NUMPY, TORCH_CPU, Kind, torch_module
+from entrepot._tensor import (
+    CPU,
+    CUDA,
+    NUMPY,
+    TORCH_CPU,
+    Kind,
+    current_stream,
+    torch_cuda,
+    torch_module,
+)
 from entrepot.devices import num_gpus
 
 from .utils.event import EventHandle, EventOverlap
@@ -53,8 +62,28 @@ class CpuOrder:
         return EventOverlap(EventHandle._of_call(None) if self._async else None)
 
 
+class CudaNow:
+    """Of a call on CUDA tensors that is simply the next one on the current stream."""
+
+    on_device = True
+    previous: Optional[entrepot.Event] = None
+
+    def __init__(self, index: int):
+        self.stream: Optional[int] = current_stream(index)
+
+    def allocating(self) -> Any:
+        """Context in which outputs are allocated."""
+        return nullcontext()
+
+    submitting = allocating
+
+    def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
+        """Nothing to wait for."""
+        return EventOverlap(None)
+
+
 class CudaOrder:
-    """Of a call on CUDA tensors."""
+    """Of a call on CUDA tensors with an event before or after it."""
 
     on_device = True
     previous: Optional[entrepot.Event] = None
@@ -127,7 +156,7 @@ def default_kind() -> Kind:
         return NUMPY
     if os.environ.get("EP_DEVICE") == "cpu" or not torch.cuda.is_available() or not num_gpus():
         return TORCH_CPU
-    return Kind(True, CUDA, torch.cuda.current_device())
+    return torch_cuda(torch.cuda.current_device())
 
 
 def sm_share(group: entrepot.Group, index: int) -> int:
@@ -159,6 +188,10 @@ class Streams:
         allocate_on_comm_stream: bool = False,
     ) -> Any:
         """How a call with these arguments is ordered."""
+        if kind.device == CUDA and previous_event is None and not async_finish:
+            if allocate_on_comm_stream:
+                check_allocation(previous_event, async_finish, True)
+            return CudaNow(kind.device_index)
         if allocate_on_comm_stream:
             check_allocation(previous_event, async_finish, allocate_on_comm_stream)
         if kind.device == CPU:

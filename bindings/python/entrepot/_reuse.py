@@ -5,7 +5,7 @@ import sys
 from collections import deque
 from typing import Any, Deque, Set
 
-from ._tensor import torch_module
+from ._tensor import current_stream, torch_module
 
 
 class Reuse:
@@ -26,10 +26,10 @@ class Reuse:
         if sys.is_finalizing():
             return
         cuda = torch_module().cuda
-        stream = cuda.current_stream(self._index)
-        if self._streams == {stream.cuda_stream} or cuda.is_current_stream_capturing():
+        if len(self._streams) == 1 and current_stream(self._index) in self._streams:
             return
-        self._marks.append(stream.record_event())
+        if not cuda.is_current_stream_capturing():
+            self._marks.append(cuda.current_stream(self._index).record_event())
 
     def enter(self, stream: int) -> None:
         """A call on `stream` is about to be made."""

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ._abi import TENSOR_PACK, DeviceType, DType, Tensor
+from ._dlpack import tensor_over
 
 CPU, CUDA = int(DeviceType.DEVICE_CPU), int(DeviceType.DEVICE_CUDA)
 BF16, F32, E4M3, I32, I64 = (
@@ -116,14 +117,32 @@ NUMPY = Kind(False, CPU, 0)
 TORCH_CPU = Kind(True, CPU, 0)
 
 
+_torch_cuda: Dict[int, Kind] = {}
+
+
+def torch_cuda(index: int) -> Kind:
+    """Of torch tensors on a GPU."""
+    kind = _torch_cuda.get(index)
+    if kind is None:
+        kind = _torch_cuda[index] = Kind(True, CUDA, index)
+    return kind
+
+
+def current_stream(index: int) -> int:
+    """torch's current stream of a GPU, as a pointer."""
+    torch = torch_module()
+    try:  # several times as quick as the object
+        return torch._C._cuda_getCurrentRawStream(index)
+    except AttributeError:
+        return torch.cuda.current_stream(index).cuda_stream
+
+
 def kind_of(obj: Any) -> Kind:
     """Kind of the results that a call with `obj` returns."""
     if type(obj) is np.ndarray:
         return NUMPY
     if is_torch(obj):
-        if not obj.is_cuda:
-            return TORCH_CPU
-        return Kind(True, CUDA, obj.device.index)
+        return TORCH_CPU if not obj.is_cuda else torch_cuda(obj.get_device())
     device, index = _dlpack_device(obj)
     return Kind(False, device, index)
 
@@ -159,6 +178,8 @@ _DL_TYPES = {
     (1, 8): int(DType.U8),
     (6, 8): int(DType.U8),
 }
+_TO_DLPACK = {code: dl for dl, code in _DL_TYPES.items()}
+_TO_DLPACK.update({E4M3: (1, 8), U8: (1, 8), UE8M0X4: (0, 32)})
 _DL_DEVICES = {1: CPU, 2: CUDA, 3: CPU, 13: CUDA}  # 3: pinned host, 13: managed
 
 _capsule_pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -251,6 +272,24 @@ def describe(obj: Any, name: str = "tensor") -> Described:
 
 
 _ZERO4 = (0, 0, 0, 0)
+_PAD = tuple((0,) * (4 - n) for n in range(5))
+
+
+def put_torch(target: Any, offset: int, obj: Any) -> bool:
+    """describe() and fill() in one for the usual torch tensor; false: it is another object."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(obj, torch.Tensor):
+        return False
+    dtype, shape = _from_torch.get(obj.dtype), obj.shape
+    n = len(shape)
+    if dtype is None or n > 4 or not obj.numel():
+        return False
+    device, index = (CUDA, obj.get_device()) if obj.is_cuda else (CPU, 0)
+    pad = _PAD[n]
+    TENSOR_PACK.pack_into(
+        target, offset, obj.data_ptr(), dtype, n, *shape, *pad, *obj.stride(), *pad, device, index
+    )
+    return True
 
 
 def fill(target: Any, offset: int, view: Described, dtype: Optional[int] = None) -> None:
@@ -312,28 +351,32 @@ def _numpy_view(
 
 def view(tensor: Tensor, kind: Kind, owner: Any) -> Any:
     """An array over memory of the library; None if the tensor is not given."""
-    n = tensor.ndim
+    fields = TENSOR_PACK.unpack_from(tensor)
+    data, code, n = fields[:3]
     if n == 0:
         return None
-    shape = tensor.shape[:n]
-    dtype = TO_NUMPY[tensor.dtype]
+    shape, stride = fields[3 : 3 + n], fields[7 : 7 + n]
     if 0 in shape:
-        return empty(shape, tensor.dtype, kind)
-    stride = tensor.stride[:n]
+        return empty(shape, code, kind)
+    dtype = TO_NUMPY[code]
+    if kind.torch and kind.device == CUDA:
+        return _cuda_view(data, code, shape, stride, fields[12], owner)
     size = dtype.itemsize
     strides = None if n == 1 else [s * size for s in stride]
     if not kind.torch:
-        if tensor.device == CPU:
-            return _numpy_view(tensor.data, dtype, shape, strides, owner)
-        return _CudaMemory(tensor.data, _CARRIER.get(dtype, dtype), shape, strides, owner)
-    torch = torch_module()
+        if kind.device == CPU:
+            return _numpy_view(data, dtype, shape, strides, owner)
+        return _CudaMemory(data, _CARRIER.get(dtype, dtype), shape, strides, owner)
     carrier = _CARRIER.get(dtype, dtype)
-    if tensor.device == CPU:
-        out = torch.from_numpy(_numpy_view(tensor.data, carrier, shape, strides, owner))
-    else:
-        memory = _CudaMemory(tensor.data, carrier, shape, strides, owner)
-        out = torch.as_tensor(memory, device=torch.device("cuda", tensor.device_index))
-    return out if carrier is dtype else out.view(torch_dtype(tensor.dtype))
+    out = torch_module().from_numpy(_numpy_view(data, carrier, shape, strides, owner))
+    return out if carrier is dtype else out.view(torch_dtype(code))
+
+
+def _cuda_view(data: int, code: int, shape: Any, stride: Any, index: int, owner: Any) -> Any:
+    from_dlpack = torch_module().utils.dlpack.from_dlpack
+    out = tensor_over(from_dlpack, data, _TO_DLPACK[code], shape, stride, index, owner)
+    # float8 crosses as bytes: not every torch imports it.
+    return out.view(torch_dtype(code)) if code == E4M3 else out
 
 
 def empty(shape: Any, dtype: int, kind: Kind) -> Any:

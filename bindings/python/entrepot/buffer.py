@@ -20,6 +20,7 @@ from ._tensor import (
     NUMPY,
     TO_NUMPY,
     Kind,
+    current_stream,
     describe,
     dtype_code,
     empty,
@@ -172,7 +173,7 @@ class Buffer(LowLatency):
         put(args, DispatchArgs.x, x, keep)
         if scales is not None:
             put_scales(args, DispatchArgs.scales, scales, keep)
-        ids = put(args, DispatchArgs.topk_idx, topk_idx, keep)
+        shape = put(args, DispatchArgs.topk_idx, topk_idx, keep)
         if topk_weights is not None:
             put(args, DispatchArgs.topk_weights, topk_weights, keep)
         args.num_experts = num_experts
@@ -183,7 +184,7 @@ class Buffer(LowLatency):
         args.layout = choose(_LAYOUTS, "layout", layout)
         args.expert_alignment = expert_alignment
         args.num_worst_tokens = num_worst_tokens
-        shape = ids.shape or (0,)  # one that is wrong is the library's to refuse
+        shape = shape or (0,)  # one that is wrong is the library's to refuse
         made = Made(shape[0], shape[-1], args.layout == 1)
         return self._receive(
             lib.ep_dispatch,
@@ -281,7 +282,7 @@ class Buffer(LowLatency):
             args.previous = previous.pointer
         if kind.device == CUDA:
             if stream is None and kind.torch:
-                stream = torch_module().cuda.current_stream(kind.device_index).cuda_stream
+                stream = current_stream(kind.device_index)
             if kind.torch:
                 self._reuse.enter(stream)
             args.stream = stream
@@ -368,13 +369,13 @@ class Buffer(LowLatency):
             fill(args, CombineArgs.bias.offset + i * _TENSOR_BYTES, describe(b, "bias"))
             keep.append(b)
         if out is None:
-            out = empty((handle.num_tokens, *rows.shape[1:]), rows.dtype, kind)
+            out = empty((handle.num_tokens, *rows[1:]), args.y.dtype, kind)
         put(args, CombineArgs.out, out, keep)
         out_weights = None
         if topk_weights is not None:
             weights = put(args, CombineArgs.topk_weights, topk_weights, keep)
             if not handle.by_expert:
-                out_weights = empty((handle.num_tokens, *weights.shape[1:]), F32, kind)
+                out_weights = empty((handle.num_tokens, *weights[1:]), F32, kind)
                 put(args, CombineArgs.out_weights, out_weights, keep)
         args.handle = handle.pointer
         self._order(args, kind, previous, stream, num_sms)
@@ -392,7 +393,7 @@ class Buffer(LowLatency):
         keep: List[Any] = [handle]
         rows = put(args, DispatchBackwardArgs.grad_recv_x, grad_recv_x, keep)
         kind = kind_of(grad_recv_x)
-        grad_x = empty((handle.num_tokens, *rows.shape[1:]), rows.dtype, kind)
+        grad_x = empty((handle.num_tokens, *rows[1:]), args.grad_recv_x.dtype, kind)
         put(args, DispatchBackwardArgs.grad_x, grad_x, keep)
         grad_weights = None
         if grad_recv_weights is not None:

@@ -169,7 +169,7 @@ class LowLatency:
         weights = put(args, LlCombineArgs.topk_weights, topk_weights, keep)
         kind = kind_of(y)
         if out is None:
-            out = empty((weights.shape[0], rows.shape[-1]), BF16, kind)
+            out = empty((weights[0], rows[-1]), BF16, kind)
         put(args, LlCombineArgs.out, out, keep)
         if wait_cost is not None:
             put(args, LlCombineArgs.wait_cost, wait_cost, keep)

@@ -55,6 +55,7 @@ class CudaTensors(TorchTensors):
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="torch is not installed")
 #: tools/gpu_python.sh sets EP_TEST_CUDA; asking torch would begin CUDA before ranks are forked.
 HAS_CUDA = bool(os.environ.get("EP_TEST_CUDA"))
+needs_cuda = pytest.mark.skipif(not HAS_CUDA, reason="needs a GPU: tools/gpu_python.sh")
 BOTH = [
     pytest.param(NumpyArrays(), id="numpy"),
     pytest.param(TorchTensors(), id="torch", marks=needs_torch),

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from arrays import ALL, TorchTensors, needs_torch
+from arrays import ALL
 from reference import World, bfloat16, calc_diff, dequantise
 
 import deep_ep
@@ -348,7 +348,7 @@ def test_megatron_forward_and_backward(run, arrays):
     run(2, _asynchronous, World(2, 40, 128, 3, 8), arrays)
 
 
-def _fused(group, world, folder):
+def _fused(group, world, folder, arrays):
     """The same as autograd functions over a gloo process group, as Megatron-LM wraps them."""
     import torch
     import torch.distributed as dist
@@ -393,7 +393,7 @@ def _fused(group, world, folder):
         def backward(ctx, grad):
             return buffer.dispatch(grad.contiguous(), handle=ctx.handle)[0], None
 
-    to = TorchTensors().to
+    to = arrays.to
     x = to(world.x[group.rank].astype(np.float32)).requires_grad_()
     probs = to(world.weights[group.rank]).requires_grad_()
     ids = to(world.idx[group.rank])
@@ -410,8 +410,8 @@ def _fused(group, world, folder):
     dist.destroy_process_group()
 
 
-@needs_torch
-def test_megatron_autograd_over_gloo(processes, tmp_path):
+@pytest.mark.parametrize("arrays", ALL[1:])
+def test_megatron_autograd_over_gloo(processes, arrays, tmp_path):
     import torch  # noqa: F401  imported before forking, once for all ranks
 
-    processes(2, _fused, World(2, 24, 64, 2, 4), str(tmp_path))
+    processes(2, _fused, World(2, 24, 64, 2, 4), str(tmp_path), arrays)

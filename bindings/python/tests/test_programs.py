@@ -8,7 +8,7 @@ import sys
 import zipfile
 
 import pytest
-from arrays import needs_torch
+from arrays import needs_cuda, needs_torch
 
 import entrepot
 
@@ -62,8 +62,11 @@ def test_training_with_numpy(ranks):
 @needs_torch
 @needs_checkout
 @pytest.mark.parametrize("layout", ["token", "expert"])
-def test_training_with_torch(layout):
-    done = _python(os.path.join(EXAMPLES, "train_moe_torch.py"), "--layout", layout)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+def test_training_with_torch(layout, device):
+    done = _python(
+        os.path.join(EXAMPLES, "train_moe_torch.py"), "--layout", layout, "--device", device
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["losses"] == sorted(report["losses"], reverse=True)
