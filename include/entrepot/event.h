@@ -28,6 +28,14 @@ EP_API ep_status ep_event_wait(ep_event *event);
     threads it does the work that can be done now. */
 EP_API ep_status ep_event_query(ep_event *event);
 
+/**
+ * Of ep_dispatch and ep_combine_backward: waits until it is known what comes. Then `recv` of the
+ * call is as it will be, to make tensors of and to pass on, but its rows come only with the event;
+ * that has to be waited for, and `recv` to be released, also should the call fail after all. Of
+ * other calls, and on a buffer without threads, it is ep_event_wait. On failure the call's error.
+ */
+EP_API ep_status ep_event_wait_counts(ep_event *event);
+
 /** Makes work put into a device's `stream` from now on wait for the call, without waiting itself;
     of a call with a hook, receives in that stream. On a CPU buffer it is ep_event_wait. */
 EP_API ep_status ep_event_stream_wait(ep_event *event, void *stream);

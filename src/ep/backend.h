@@ -61,6 +61,7 @@ typedef struct epi_backend_ops {
     void (*ll_recv_release)(void *owner);
 
     ep_status (*event_wait)(void *event);
+    ep_status (*event_wait_counts)(void *event);
     ep_status (*event_query)(void *event);
     ep_status (*event_stream_wait)(void *event, void *stream);
     void (*event_free)(void *event);

@@ -218,6 +218,7 @@ static ep_status send_rows(epi_op *op)
                             op->name, r, (long long)d->handle->rows_at[r], room->text);
         d->bases[r] = room->base;
     }
+    epi_dispatch_settle(d);
     EPI_TRY(epi_dispatch_send(d));
     if (epi_tensor_given(&d->grad_topk_weights))
         EPI_TRY(epi_dispatch_weight_gradient(d));
@@ -236,6 +237,7 @@ static void finish(epi_op *op, ep_status status)
 {
     epi_dispatch *d = of(op);
     ep_buffer *buffer = op->buffer;
+    epi_dispatch_let_go(d, status);
     if (d->has_region) {
         pthread_mutex_lock(&buffer->pool_lock);
         if (d->entered && status != EP_OK)

@@ -39,6 +39,8 @@ typedef struct epi_dispatch {
     size_t region; /* offset of this rank's */
     size_t offered;
     struct epi_owner *owner; /* of the result, until it is the caller's */
+    ep_recv result;          /* as soon as it is known what comes */
+    bool settled;            /* it is */
     uint8_t *scratch;        /* [parts] one quantised row with its scales */
     size_t scratch_stride;
 } epi_dispatch;
@@ -57,8 +59,12 @@ ep_status epi_dispatch_send(epi_dispatch *dispatch);
 ep_status epi_dispatch_reserve(epi_dispatch *dispatch);
 void epi_dispatch_unreserve(epi_dispatch *dispatch);
 
-/* Everything arrived: checks it in verify mode and fills the result. */
+/* It is known where this rank's rows will be: makes the result, and tells the event of it. */
+void epi_dispatch_settle(epi_dispatch *dispatch);
+/* Everything arrived: checks it in verify mode and completes the result. */
 ep_status epi_dispatch_receive(epi_dispatch *dispatch);
+/* The end of a call whose result was made: the caller's from now on, or nobody's. */
+void epi_dispatch_let_go(epi_dispatch *dispatch, ep_status status);
 
 /* Checksum that travels with a row in verify mode. */
 uint64_t epi_row_sum(const void *row, size_t row_bytes, const void *scales, size_t scale_bytes,

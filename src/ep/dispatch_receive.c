@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "ep/args.h"
 #include "ep/backend.h"
+#include "ep/event.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,12 +13,33 @@
 /* Owner of a result's memory: a block of the window or of the caller's allocator. */
 typedef struct epi_owner {
     ep_buffer *buffer;
+    bool running, released; /* the call goes on; the result was released meanwhile. pool_lock */
     bool in_window;
     size_t region;
     ep_allocator allocator;
     void *memory;    /* of the allocator */
     int32_t small[]; /* source_offset, expert_offset, tokens_per_expert */
 } owner;
+
+static void free_owner(owner *own)
+{
+    if (own->in_window)
+        epi_buffer_give(own->buffer, own->region);
+    else if (own->memory)
+        own->allocator.free(own->allocator.context, own->memory);
+    atomic_fetch_sub(&own->buffer->num_objects, 1);
+    free(own);
+}
+
+/* Whether the call still writes there, whose end then frees it. */
+static bool still_runs(owner *own)
+{
+    pthread_mutex_lock(&own->buffer->pool_lock);
+    bool running = own->running;
+    own->released = true;
+    pthread_mutex_unlock(&own->buffer->pool_lock);
+    return running;
+}
 
 void ep_recv_release(ep_recv *recv)
 {
@@ -28,13 +50,8 @@ void ep_recv_release(ep_recv *recv)
         const epi_backend_ops *backend;
         if (epi_backend_find(recv->x.device, &backend) == EP_OK)
             backend->recv_release(own);
-    } else if (own) {
-        if (own->in_window)
-            epi_buffer_give(own->buffer, own->region);
-        else if (own->memory)
-            own->allocator.free(own->allocator.context, own->memory);
-        atomic_fetch_sub(&own->buffer->num_objects, 1);
-        free(own);
+    } else if (own && !still_runs(own)) {
+        free_owner(own);
     }
     ep_recv empty = EP_RECV_INIT;
     empty.handle = recv->handle;
@@ -216,6 +233,21 @@ static void describe(const epi_dispatch *d, owner *own, uint8_t *base, ep_recv *
     recv->tokens_per_expert = small_tensor(&small, handle->expert_rows, handle->num_local);
 }
 
+void epi_dispatch_settle(epi_dispatch *d)
+{
+    owner *own = d->owner;
+    ep_recv recv = EP_RECV_INIT;
+    own->running = true;
+    describe(d, own, own->memory ? own->memory : region_base(d), &recv);
+    if (!d->cached)
+        recv.handle = epi_handle_hold(d->handle);
+    atomic_fetch_add(&d->op.buffer->num_objects, 1);
+    d->result = recv;
+    d->settled = true;
+    if (d->op.event)
+        epi_event_tell(d->op.event, &recv, d->recv);
+}
+
 ep_status epi_dispatch_receive(epi_dispatch *d)
 {
     ep_handle *handle = d->handle;
@@ -230,20 +262,36 @@ ep_status epi_dispatch_receive(epi_dispatch *d)
     if (own->memory) {
         if (d->has_region)
             memcpy(own->memory, base, region->bytes);
-        base = own->memory;
     } else {
         own->in_window = d->has_region;
         own->region = d->region;
         d->has_region = false; /* it is the result's now */
     }
-    d->owner = NULL;
-    ep_recv recv = EP_RECV_INIT;
-    describe(d, own, base, &recv);
-    if (!d->cached)
-        recv.handle = epi_handle_hold(handle);
-    atomic_fetch_add(&d->op.buffer->num_objects, 1);
-    size_t size = d->recv->size;
-    recv.size = size;
-    memcpy(d->recv, &recv, size < sizeof recv ? size : sizeof recv);
     return EP_OK;
+}
+
+static void give_result(const epi_dispatch *d)
+{
+    ep_recv recv = d->result;
+    size_t size = recv.size = d->recv->size;
+    memcpy(d->recv, &recv, size < sizeof recv ? size : sizeof recv);
+}
+
+void epi_dispatch_let_go(epi_dispatch *d, ep_status status)
+{
+    owner *own = d->owner;
+    if (!d->settled)
+        return;
+    d->owner = NULL;
+    bool mine = !d->op.event || epi_event_take(d->op.event); /* the caller has not got it yet */
+    if (mine && status == EP_OK)
+        give_result(d);
+    pthread_mutex_lock(&own->buffer->pool_lock);
+    own->running = false;
+    bool unwanted = own->released || (mine && status != EP_OK);
+    pthread_mutex_unlock(&own->buffer->pool_lock);
+    if (mine && status != EP_OK)
+        ep_handle_release(d->result.handle);
+    if (unwanted)
+        free_owner(own);
 }

@@ -7,6 +7,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct ep_event {
     ep_buffer *buffer;
@@ -16,6 +17,10 @@ struct ep_event {
     ep_status status;
     char message[512];
     void *device; /* the backend's part; NULL on the CPU */
+    /* What a dispatch brings, under the buffer's lock. */
+    enum { UNKNOWN, TOLD, TAKEN } known;
+    ep_recv recv;
+    ep_recv *target;
 };
 
 ep_status epi_event_create(epi_op *op, ep_event **out)
@@ -70,6 +75,39 @@ static ep_status go_on(ep_event *event, bool block)
     return epi_op_run_until(event->buffer, event, block);
 }
 
+void epi_event_tell(ep_event *event, const ep_recv *recv, ep_recv *target)
+{
+    ep_buffer *buffer = event->buffer;
+    pthread_mutex_lock(&buffer->lock);
+    event->recv = *recv;
+    event->target = target;
+    event->known = TOLD;
+    pthread_cond_broadcast(&buffer->done);
+    pthread_mutex_unlock(&buffer->lock);
+}
+
+bool epi_event_take(ep_event *event)
+{
+    pthread_mutex_lock(&event->buffer->lock);
+    bool first = event->known == TOLD;
+    event->known = TAKEN;
+    pthread_mutex_unlock(&event->buffer->lock);
+    return first;
+}
+
+bool epi_event_is_told(const ep_event *event)
+{
+    return event->known == TOLD;
+}
+
+void epi_event_hand_out(ep_event *event)
+{
+    size_t size = event->target->size;
+    event->recv.size = size;
+    memcpy(event->target, &event->recv, size < sizeof event->recv ? size : sizeof event->recv);
+    event->known = TAKEN;
+}
+
 bool epi_event_completed(const ep_event *event)
 {
     return atomic_load_explicit(&event->completed, memory_order_acquire);
@@ -100,6 +138,19 @@ ep_status ep_event_query(ep_event *event)
     if (!epi_event_completed(event) && go_on(event, false) == EP_IN_PROGRESS)
         return EP_IN_PROGRESS;
     return outcome(event);
+}
+
+/* Without a worker nothing goes on by itself: the whole call is done here. */
+ep_status ep_event_wait_counts(ep_event *event)
+{
+    if (!event)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_event_wait_counts: event is NULL");
+    if (event->device)
+        return event->buffer->backend->event_wait_counts(event->device);
+    if (event->deferred || !event->buffer->has_worker)
+        return ep_event_wait(event);
+    epi_op_await_told(event->buffer, event);
+    return epi_event_completed(event) ? outcome(event) : EP_OK;
 }
 
 ep_status ep_event_stream_wait(ep_event *event, void *stream)

@@ -14,6 +14,15 @@ void epi_event_complete(ep_event *event, ep_status status, const char *message);
 void epi_event_defer(ep_event *event, epi_op *op);
 bool epi_event_completed(const ep_event *event);
 
+/* Of a dispatch: `recv` is known before its rows are there. Whoever takes it first, the caller or
+   the end of the call, writes it to `target`. */
+void epi_event_tell(ep_event *event, const ep_recv *recv, ep_recv *target);
+/* Takes it at the end of the call; false: the caller has it already. */
+bool epi_event_take(ep_event *event);
+/* Under the buffer's lock: whether the caller can have it; and does so. */
+bool epi_event_is_told(const ep_event *event);
+void epi_event_hand_out(ep_event *event);
+
 /* The event of a call that a backend has; one holder. */
 ep_status epi_event_of_device(ep_buffer *buffer, void *device, ep_event **event);
 void *epi_event_device(const ep_event *event);
@@ -23,6 +32,8 @@ void epi_event_drop(ep_event *event);
 
 /* Completes `event`, doing the calls before it where no worker does; in op.c. */
 ep_status epi_op_run_until(ep_buffer *buffer, ep_event *event, bool block);
+/* Waits until `event` was told of what comes, or completed; in op.c. */
+void epi_op_await_told(ep_buffer *buffer, ep_event *event);
 /* Runs the rest of a deferred call; in op.c. */
 ep_status epi_op_run_hook(epi_op *op, bool block);
 

@@ -367,6 +367,16 @@ ep_status epi_op_reject(ep_buffer *buffer, const char *name, ep_status status)
 
 /* ------------------------------------------------------------- events */
 
+void epi_op_await_told(ep_buffer *buffer, ep_event *event)
+{
+    pthread_mutex_lock(&buffer->lock);
+    while (!epi_event_is_told(event) && !epi_event_completed(event))
+        pthread_cond_wait(&buffer->done, &buffer->lock);
+    if (epi_event_is_told(event))
+        epi_event_hand_out(event);
+    pthread_mutex_unlock(&buffer->lock);
+}
+
 ep_status epi_op_run_until(ep_buffer *buffer, ep_event *event, bool block)
 {
     pthread_mutex_lock(&buffer->lock);

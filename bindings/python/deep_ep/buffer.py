@@ -308,7 +308,7 @@ class Buffer(LowLatencyBuffer):
             num_worst_tokens: results have exactly that many rows; the host learns no counts.
             config: checked; its num_sms bounds SMs on CUDA.
             previous_event: waited for before anything else.
-            async_finish: return an event. On the CPU the call is done when it returns.
+            async_finish: return an event, as soon as the host knows how many rows come.
             allocate_on_comm_stream: needs previous_event and async_finish.
 
         Returns: recv_x (with scales if x had them), recv_topk_idx (local ids, -1 elsewhere),
@@ -326,12 +326,15 @@ class Buffer(LowLatencyBuffer):
             "num_sms": self._sms(kind, config),
         }
         buffer = self._buffer_of(kind)
+        in_background = async_finish and kind.device == CPU
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
                 raise ArgumentError("dispatch: with a handle, top-k ids and weights must be None")
-            got = buffer.dispatch_cached(x, core_of(handle), **common)
-            rows = self._rows_of(got, order, scales, one_scale)
-            return rows, None, None, None, None, order.done((x, scales), ())
+            call = buffer._dispatch_cached(x, core_of(handle), in_background, **common)
+            got = call.wait_counts() if in_background else call
+            rows = _rows_of(got, scales, one_scale)
+            event = order.done((x, scales), (), call if in_background else None)
+            return rows, None, None, None, None, event
         if num_tokens_per_expert is None:
             raise ArgumentError("dispatch: num_tokens_per_expert is None, and so is handle")
         counts = None
@@ -339,28 +342,25 @@ class Buffer(LowLatencyBuffer):
             topk_idx, counts = self._route_by_rank(
                 is_token_in_rank, num_tokens_per_expert, expert_alignment, num_worst_tokens
             )
-        got = buffer.dispatch(
+        call = buffer._dispatch(
             x,
             topk_idx,
             topk_weights,
+            in_background,
             num_experts=num_tokens_per_expert.shape[0],
             expert_alignment=expert_alignment,
             num_worst_tokens=num_worst_tokens,
             **common,
         )
-        rows = self._rows_of(got, order, scales, one_scale)
-        new_handle = Handle(got.handle, self.rank, kind, is_token_in_rank)
-        event = order.done((x, scales, topk_idx, topk_weights), ())
+        got = call.wait_counts() if in_background else call
+        rows = _rows_of(got, scales, one_scale)
+        unfinished = call if in_background else None
+        new_handle = Handle(got.handle, self.rank, kind, is_token_in_rank, unfinished)
+        event = order.done((x, scales, topk_idx, topk_weights), (), unfinished)
         if counts is not None:
             return rows, None, None, counts, new_handle, event
         counts = [] if num_worst_tokens else got.tokens_per_expert
         return rows, got.topk_idx, got.topk_weights, counts, new_handle, event
-
-    def _rows_of(self, got: entrepot.Received, order: Any, scales: Any, one_scale: bool) -> Any:
-        """recv_x, with its scales if the input had them."""
-        if scales is None:
-            return got.x
-        return got.x, got.scales[:, :1] if one_scale else got.scales
 
     def _route_by_rank(
         self, in_rank: Any, per_expert: Any, alignment: int, num_worst_tokens: int
@@ -429,9 +429,16 @@ class Buffer(LowLatencyBuffer):
                 stream=order.stream,
                 num_sms=self._sms(kind, config),
             )
-        if in_background:
-            return (*call.outputs(), EventOverlap(EventHandle._of_call(call)))
-        return (*call, order.done((x, topk_weights, *biases), call))
+        outputs = call.outputs() if in_background else call
+        event = order.done((x, topk_weights, *biases), outputs, call if in_background else None)
+        return (*outputs, event)
+
+
+def _rows_of(got: entrepot.Received, scales: Any, one_scale: bool) -> Any:
+    """recv_x, with its scales if the input had them."""
+    if scales is None:
+        return got.x
+    return got.x, got.scales[:, :1] if one_scale else got.scales
 
 
 _TOPK = 8  # ids of a token that size hints have room for

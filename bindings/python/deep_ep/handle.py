@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Handles of normal dispatches, indexed and unpacked as tuples of six by callers."""
 
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 
@@ -30,15 +30,22 @@ class Handle(tuple):
     _rank: int
     _kind: Kind
     _made: Dict[int, Any]
+    _call: Optional[entrepot.Event]
 
     def __new__(
-        cls, core: entrepot.Handle, rank: int, kind: Kind, is_token_in_rank: Any = None
+        cls,
+        core: entrepot.Handle,
+        rank: int,
+        kind: Kind,
+        is_token_in_rank: Any = None,
+        call: Optional[entrepot.Event] = None,
     ) -> "Handle":
         handle = super().__new__(cls, _NAMES)
         handle.core = core
         handle._rank = rank
         handle._kind = kind
         handle._made = {} if is_token_in_rank is None else {4: is_token_in_rank}
+        handle._call = call
         return handle
 
     def __getitem__(self, index: Any) -> Any:
@@ -88,6 +95,8 @@ class Handle(tuple):
 
     def _recv_src_idx(self) -> np.ndarray:
         """[rows]: index of each row's token at its source."""
+        if self._call is not None:
+            self._call.wait()
         return self.core.source_token
 
     def _is_token_in_rank(self) -> np.ndarray:

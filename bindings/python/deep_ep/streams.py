@@ -57,9 +57,11 @@ class CpuOrder:
         """Context in which outputs are allocated."""
         return nullcontext()
 
-    def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
-        """The event of a call that is done, or was submitted to the stream."""
-        return EventOverlap(EventHandle._of_call(None) if self._async else None)
+    def done(
+        self, inputs: Iterable[Any], outputs: Iterable[Any], call: Optional[entrepot.Event] = None
+    ) -> EventOverlap:
+        """The event of a call that is done, or goes on in the background as `call`."""
+        return EventOverlap(EventHandle._of_call(call) if self._async else None)
 
 
 class CudaNow:
@@ -77,7 +79,9 @@ class CudaNow:
 
     submitting = allocating
 
-    def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
+    def done(
+        self, inputs: Iterable[Any], outputs: Iterable[Any], call: None = None
+    ) -> EventOverlap:
         """Nothing to wait for."""
         return EventOverlap(None)
 
@@ -118,7 +122,9 @@ class CudaOrder:
         self._made_there = True
         return self._torch.cuda.stream(self._launch)
 
-    def done(self, inputs: Iterable[Any], outputs: Iterable[Any]) -> EventOverlap:
+    def done(
+        self, inputs: Iterable[Any], outputs: Iterable[Any], call: None = None
+    ) -> EventOverlap:
         """The event of a call that was submitted. The allocator learns that the tensors are in
         use on streams that did not make them."""
         if not self._async:

@@ -478,6 +478,7 @@ FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
     "ep_thread_world_create": (c_int, (c_int32, _OUT)),
     "ep_thread_world_destroy": (None, (c_void_p,)),
     "ep_event_wait": (c_int, (c_void_p,)),
+    "ep_event_wait_counts": (c_int, (c_void_p,)),
     "ep_event_query": (c_int, (c_void_p,)),
     "ep_event_stream_wait": (c_int, (c_void_p, c_void_p)),
     "ep_event_release": (None, (c_void_p,)),

@@ -57,6 +57,18 @@ class Event(Generic[T]):
             self._complete()
         return self._result  # type: ignore[return-value]
 
+    def wait_counts(self) -> T:
+        """Of dispatch, cached dispatch and backward of combine: waits until it is known what
+        comes, and returns the result, whose rows come only with wait(). On a buffer without
+        threads, and of other calls, it is wait()."""
+        if not self._done and not self._early:
+            with self._owner.lock:
+                status = lib.ep_event_wait_counts(self._pointer)
+                if status:
+                    raise_status(status)
+            self._early = True
+        return self.outputs()
+
     def stream_wait(self, stream: Optional[int]) -> None:
         """Makes work put into a device's stream from now on wait for the call, without waiting
         itself; of a call with a hook, receives in that stream. Dropping the event then waits
@@ -88,8 +100,8 @@ class Event(Generic[T]):
         return True
 
     def outputs(self) -> T:
-        """What wait() will return, before it is filled: of combine, and of low-latency calls
-        with a hook, which know their outputs from the start."""
+        """What wait() will return, before it is filled: of combine, of low-latency calls with a
+        hook, which know their outputs from the start, and of others after wait_counts()."""
         if not self._early and not self._done:
             raise ValueError("this call knows its outputs only when it is done; use wait()")
         return self._take()

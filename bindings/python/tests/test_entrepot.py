@@ -181,6 +181,16 @@ def _events(group, world, threads):
     copies = world.in_rank(rank).sum(axis=1, keepdims=True)
     want = world.x[rank].astype(np.float32) * copies
     np.testing.assert_allclose(out.astype(np.float32), want, rtol=1e-2)
+    # Known before the rows are there: combined without waiting, and given up.
+    third = buffer.dispatch_async(world.x[rank], world.idx[rank], num_experts=world.experts)
+    early = third.wait_counts()
+    assert early.x.shape == got.x.shape and early.tokens_per_expert == got.tokens_per_expert
+    late, _ = buffer.combine_async(early.x, early.handle).wait()
+    np.testing.assert_array_equal(late.view(np.uint16), out.view(np.uint16))
+    assert third.wait() is early
+    cached = buffer.dispatch_cached_async(world.x[rank], early.handle)
+    assert cached.wait_counts().x.shape == got.x.shape
+    del cached
     # Dropped without being waited for: the call is carried out all the same.
     buffer.combine_async(got.x, got.handle)
     again, _ = buffer.combine(got.x, got.handle)

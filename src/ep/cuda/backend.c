@@ -322,6 +322,7 @@ static const epi_backend_ops ops = {
     .ll_recv_retire = epc_ll_recv_retire,
     .ll_recv_release = epc_ll_recv_release,
     .event_wait = epc_event_wait,
+    .event_wait_counts = epc_event_wait_counts,
     .event_query = epc_event_query,
     .event_stream_wait = epc_event_stream_wait,
     .event_free = epc_event_free,

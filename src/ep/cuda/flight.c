@@ -404,6 +404,24 @@ ep_status epc_event_wait(void *event)
     return status;
 }
 
+static ep_status await_known(epc_flight *flight)
+{
+    EPI_TRY(epc_resolve(flight));
+    return epc_counts_are_in(flight) && flight->report->fits ? EP_OK : end_flight(flight);
+}
+
+ep_status epc_event_wait_counts(void *event)
+{
+    epc_flight *flight = event;
+    int before;
+    if (!flight->unresolved)
+        return EP_OK;
+    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
+    ep_status status = await_known(flight);
+    epi_gpu_leave(before);
+    return status;
+}
+
 static ep_status query_flight(epc_flight *flight)
 {
     if (flight->second)

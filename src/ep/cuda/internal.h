@@ -196,6 +196,7 @@ void epc_fill_comm(epc_buffer *b, epc_comm *comm);
 uint32_t epc_mask_word(const epc_buffer *b);
 
 ep_status epc_event_wait(void *event);
+ep_status epc_event_wait_counts(void *event);
 ep_status epc_event_query(void *event);
 ep_status epc_event_stream_wait(void *event, void *stream);
 void epc_event_free(void *event);
