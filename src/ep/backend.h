@@ -38,6 +38,10 @@ typedef struct epi_backend_ops {
     ep_status (*free)(ep_buffer *buffer, void *memory);
     void (*query)(const ep_buffer *buffer, ep_buffer_info *info);
 
+    /* Collective, after a failure: waits for the device, and has all ranks count on from the same
+       numbers. Low-latency results and halves of calls still due end. */
+    ep_status (*align)(ep_buffer *buffer);
+
     /* The rank's part of a call that was refused with `status`; returns it. */
     ep_status (*reject)(ep_buffer *buffer, const char *call, ep_status status);
     ep_status (*dispatch)(ep_buffer *buffer, const ep_dispatch_args *args, ep_recv *recv,

@@ -23,6 +23,6 @@ size_t epi_collective_recover_offset(const ep_group *group);
 size_t epi_recover_bytes(int num_ranks);
 
 /* Sets the epochs of the group and of all its buffers, and tells the others. */
-void epi_recover_align(ep_group *group, uint64_t group_epoch, uint64_t buffer_epoch);
+ep_status epi_recover_align(ep_group *group, uint64_t group_epoch, uint64_t buffer_epoch);
 
 #endif

@@ -12,6 +12,7 @@
  * it cannot write over before everybody has come to the round after.
  */
 #include "base/error.h"
+#include "ep/backend.h"
 #include "ep/buffer.h"
 #include "ep/collective.h"
 #include "ep/ll.h"
@@ -183,12 +184,17 @@ static ep_status run_round(recovery *r)
     return EP_IN_PROGRESS;
 }
 
-void epi_recover_align(ep_group *group, uint64_t group_epoch, uint64_t buffer_epoch)
+ep_status epi_recover_align(ep_group *group, uint64_t group_epoch, uint64_t buffer_epoch)
 {
     group->epoch = group_epoch;
     epi_collective_announce(group);
     for (ep_buffer *buffer = group->buffers; buffer; buffer = buffer->next_of_group)
-        epi_buffer_align(buffer, buffer_epoch);
+        if (!buffer->backend)
+            epi_buffer_align(buffer, buffer_epoch);
+    for (ep_buffer *buffer = group->buffers; buffer; buffer = buffer->next_of_group)
+        if (buffer->backend)
+            EPI_TRY(buffer->backend->align(buffer));
+    return EP_OK;
 }
 
 ep_status ep_group_recover(ep_group *group)
@@ -204,6 +210,5 @@ ep_status ep_group_recover(ep_group *group)
     } while (status == EP_IN_PROGRESS);
     EPI_TRY(status);
     atomic_store(&area_of(group, group->rank)->finished, r.round);
-    epi_recover_align(group, r.group_epoch, r.buffer_epoch + 2);
-    return EP_OK;
+    return epi_recover_align(group, r.group_epoch, r.buffer_epoch + 2);
 }

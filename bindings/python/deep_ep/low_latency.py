@@ -7,7 +7,7 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, 
 
 import entrepot
 from entrepot import ArgumentError, LlReceived
-from entrepot._tensor import CPU, Kind, kind_of
+from entrepot._tensor import kind_of
 
 from .shrink import is_loss, leave_out_lost
 from .streams import Streams
@@ -156,7 +156,7 @@ class LowLatencyBuffer:
             self._alive.append((result, [call] if call is not result else []))
             return call
 
-        call, event = self._submit(submit, kind, async_finish, return_recv_hook)
+        call, event = self._submit(submit, order, async_finish, return_recv_hook)
         due = self._alive[-1][1]
         received: LlReceived = call if event is None else event.outputs()
         handle = LowLatencyHandle(
@@ -168,7 +168,7 @@ class LowLatencyBuffer:
 
         def again() -> None:
             """The same without the ranks that were lost, into the tensors given out before."""
-            fresh = self._survive(lambda: submit("now"))
+            fresh = self._survive(lambda: _complete(submit, order))
             received.copy_from(fresh)
             handle.received = fresh
 
@@ -250,11 +250,11 @@ class LowLatencyBuffer:
                         due.append(call)
             return call
 
-        call, event = self._submit(submit, kind, async_finish, return_recv_hook)
+        call, event = self._submit(submit, order, async_finish, return_recv_hook)
         target = call if event is None else event.outputs()
 
         def again() -> None:
-            self._survive(lambda: submit("now"))
+            self._survive(lambda: _complete(submit, order))
 
         inputs = (x, topk_idx, topk_weights)
         overlap, hook = self._finishers(
@@ -265,13 +265,17 @@ class LowLatencyBuffer:
     # ------------------------------------------------------------ completion
 
     def _submit(
-        self, submit: Callable[[str], Any], kind: Kind, async_finish: bool, hook: bool
+        self, submit: Callable[[str], Any], order: Any, async_finish: bool, hook: bool
     ) -> Tuple[Any, Optional[entrepot.Event]]:
         """Makes a call: its result, or an event of it. On the CPU an asynchronous call is one
-        whose receiving waits for its event; on CUDA it is ordered by its stream."""
-        deferred = hook or (async_finish and kind.device == CPU)
-        call = self._survive(lambda: submit("hook" if deferred else "now"))
-        return call, call if deferred else None
+        whose receiving waits for its event; on CUDA it is ordered by its stream, unless losses
+        are to be seen: then the host waits, and there too."""
+        order.watched = self.enable_shrink and not order.capturing()
+        deferred = hook or (async_finish and (not order.on_device or order.watched))
+        if deferred:
+            call = self._survive(lambda: submit("hook"))
+            return call, call
+        return self._survive(lambda: _complete(submit, order)), None
 
     def _finishers(
         self,
@@ -286,7 +290,7 @@ class LowLatencyBuffer:
         """What completes a call: an event, a hook, or nothing."""
         if event is None:
             return order.done(inputs, outputs), None
-        if order.on_device:
+        if order.on_device and not order.watched:
             # Not held here: once the receiving is in the stream nothing is waited for.
             left = weakref.ref(event)
 
@@ -352,6 +356,13 @@ class LowLatencyBuffer:
         """[L, R * M, H] bfloat16 to write expert outputs to, for combine with zero_copy."""
         received = _received_of(handle)
         return self._buffer_of(received._kind).ll_combine_buffer(received)
+
+
+def _complete(submit: Callable[[str], Any], order: Any) -> Any:
+    """Makes a call and waits for it, on a device only where losses must be seen."""
+    if not (order.on_device and order.watched):
+        return submit("now")
+    return submit("background").wait()
 
 
 def _check_finish(call: str, async_finish: bool, return_recv_hook: bool) -> None:

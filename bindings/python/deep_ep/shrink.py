@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Going on without ranks that are lost (enable_shrink)."""
 
+import re
+
 import entrepot
 
 # How a rank that gave up says that it misses another one.
 _MISSING = ("no word from", "has ended")
+# On a device it cannot say why; or this rank went on without a call that was under way.
+_ON_DEVICE = re.compile(r"rank \d+ gave up$|brought in step")
 
 
 def is_loss(error: entrepot.Error) -> bool:
     """Whether a call failed because a rank has ended or does not come."""
     if isinstance(error, (entrepot.WaitTimeoutError, entrepot.RankDeadError)):
         return True
-    return isinstance(error, entrepot.AbortedError) and any(
-        words in error.message for words in _MISSING
-    )
+    if not isinstance(error, entrepot.AbortedError):
+        return False
+    message = error.message
+    return any(words in message for words in _MISSING) or bool(_ON_DEVICE.search(message))
 
 
 def leave_out_lost(group: entrepot.Group) -> None:

@@ -41,6 +41,7 @@ class CpuOrder:
     """Of a call on CPU tensors."""
 
     on_device = False
+    watched = False
     stream: Optional[int] = None
 
     def __init__(self, previous_event: Optional[EventOverlap], async_finish: bool):
@@ -52,6 +53,10 @@ class CpuOrder:
             handle._cuda_event.synchronize()  # what the tensors hold may come from there
         #: the background call that this one must come after
         self.previous: Optional[entrepot.Event] = None if handle is None else handle._pending
+
+    def capturing(self) -> bool:
+        """Whether the call is being recorded as part of a graph."""
+        return False
 
     def allocating(self) -> Any:
         """Context in which outputs are allocated."""
@@ -68,10 +73,15 @@ class CudaNow:
     """Of a call on CUDA tensors that is simply the next one on the current stream."""
 
     on_device = True
+    watched = False  #: the host waits for the call, to see whether ranks were lost
     previous: Optional[entrepot.Event] = None
 
     def __init__(self, index: int):
         self.stream: Optional[int] = current_stream(index)
+
+    def capturing(self) -> bool:
+        """Whether the call is being recorded as part of a graph."""
+        return torch_module().cuda.is_current_stream_capturing()
 
     def allocating(self) -> Any:
         """Context in which outputs are allocated."""
@@ -90,6 +100,7 @@ class CudaOrder:
     """Of a call on CUDA tensors with an event before or after it."""
 
     on_device = True
+    watched = False  #: the host waits for the call, to see whether ranks were lost
     previous: Optional[entrepot.Event] = None
 
     def __init__(
@@ -112,6 +123,10 @@ class CudaOrder:
         elif async_finish:
             comm.wait_stream(self._compute)
         self.stream: Optional[int] = self._launch.cuda_stream
+
+    def capturing(self) -> bool:
+        """Whether the call is being recorded as part of a graph."""
+        return self._torch.cuda.is_current_stream_capturing()
 
     def allocating(self) -> Any:
         """Context in which outputs are allocated."""

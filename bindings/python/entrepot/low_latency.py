@@ -9,7 +9,7 @@ from ._abi import LlCombineArgs, LlDispatchArgs
 from ._args import SCALES, choose, expert_ranks, put
 from ._lib import check, lib
 from ._owner import Owner
-from ._tensor import BF16, E4M3, empty, kind_of, view
+from ._tensor import BF16, CUDA, E4M3, empty, kind_of, view
 from .event import Event
 from .results import LlReceived
 
@@ -115,7 +115,7 @@ class LowLatency:
             finish,
             keep,
             mode is not None,
-            completion == "hook",
+            completion == "hook" or kind.device == CUDA,
         )
 
     def ll_combine(

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Ranks that are left out: by the caller, or with enable_shrink when they are lost."""
 
+import time
+
 import numpy as np
 import pytest
+from arrays import CudaTensors, NumpyArrays, needs_cuda
 from reference import World, bfloat16, calc_diff
 
 import deep_ep
@@ -17,14 +20,21 @@ def _alive_sum(world, rank, gone):
     return world.x[rank].astype(np.float32) * factor
 
 
-def _layer(buffer, world, rank, hook, gone):
+EITHER = [
+    pytest.param(NumpyArrays(), id="numpy"),
+    pytest.param(CudaTensors(), id="cuda", marks=needs_cuda),
+]
+
+
+def _layer(buffer, world, rank, hook, gone, arrays):
     """One decode layer; checks rows, counts and the sum."""
-    x, idx, weights = world.x[rank], world.idx[rank], world.weights[rank]
+    x, idx, weights = (arrays.to(a[rank]) for a in (world.x, world.idx, world.weights))
     recv, count, handle, _, receive = buffer.low_latency_dispatch(
         x, idx, 16, world.experts, use_fp8=False, return_recv_hook=hook
     )
     if hook:
         receive()
+    rows_here, count = arrays.back(recv), arrays.back(count)
     for e in range(world.local):
         rows = [
             (s, t)
@@ -36,59 +46,66 @@ def _layer(buffer, world, rank, hook, gone):
         ]
         assert count[e] == len(rows)
         want = np.array([world.x[s][t] for s, t in rows], bfloat16).reshape(-1, world.hidden)
-        np.testing.assert_array_equal(recv[e, : len(rows)].view(np.uint16), want.view(np.uint16))
+        np.testing.assert_array_equal(rows_here[e, : len(rows)].view(np.uint16), want.view(np.uint16))
     combined, _, receive = buffer.low_latency_combine(
         recv, idx, weights, handle, return_recv_hook=hook
     )
     if hook:
         receive()
-    assert calc_diff(combined.astype(np.float32), _alive_sum(world, rank, gone)) < 1e-5
+    want = _alive_sum(world, rank, gone)
+    assert calc_diff(arrays.back(combined).astype(np.float32), want) < 1e-5
 
 
-def _masked(buffer, size):
-    status = np.full(size, 7, np.int32)
+def _masked(buffer, size, arrays):
+    status = arrays.to(np.full(size, 7, np.int32))
     buffer.low_latency_query_mask_buffer(status)
-    return np.flatnonzero(status).tolist()
+    return np.flatnonzero(arrays.back(status)).tolist()
 
 
-def _shrink(group, world, hook):
+def _shrink(group, world, hook, arrays):
     rank = group.rank
     buffer = deep_ep.Buffer(group, low_latency_mode=True, enable_shrink=True)
     for _ in range(2):
-        _layer(buffer, world, rank, hook, [])
-    assert _masked(buffer, group.size) == []
+        _layer(buffer, world, rank, hook, [], arrays)
+    assert _masked(buffer, group.size, arrays) == []
+    if arrays.name == "cuda":
+        group.timeout_ms = 1500
+        if rank == 1:  # a rank that ends while kernels wait for it keeps the device busy a while
+            time.sleep(6)
     if rank == 1:
         return "gone"
     for _ in range(3):
-        _layer(buffer, world, rank, hook, [1])
-    assert _masked(buffer, group.size) == [1]
+        _layer(buffer, world, rank, hook, [1], arrays)
+    assert _masked(buffer, group.size, arrays) == [1]
     return "stayed"
 
 
+@pytest.mark.parametrize("arrays", EITHER)
 @pytest.mark.parametrize("hook", [False, True])
-def test_lost_ranks_are_left_out(processes, hook):
-    answers = processes(3, _shrink, World(3, 10, 256, 2, 6), hook)
+def test_lost_ranks_are_left_out(processes, hook, arrays):
+    answers = processes(3, _shrink, World(3, 10, 256, 2, 6), hook, arrays)
     assert answers == ["stayed", "gone", "stayed"]
 
 
-def _by_hand(group, world):
+def _by_hand(group, world, arrays):
     """The caller masks a rank that still lives, goes on without it, and takes it in again."""
     rank = group.rank
     buffer = deep_ep.Buffer(group, low_latency_mode=True)
-    _layer(buffer, world, rank, False, [])
+    _layer(buffer, world, rank, False, [], arrays)
     group.barrier()
     if rank != 2:
         buffer.low_latency_update_mask_buffer(2, True)
-        assert _masked(buffer, 3) == [2]
-        _layer(buffer, world, rank, True, [2])
-        _layer(buffer, world, rank, False, [2])
+        assert _masked(buffer, 3, arrays) == [2]
+        _layer(buffer, world, rank, True, [2], arrays)
+        _layer(buffer, world, rank, False, [2], arrays)
     with pytest.raises(entrepot.ArgumentError, match="mask_status"):
         buffer.low_latency_query_mask_buffer(np.zeros(2, np.int32))
-    return _masked(buffer, 3)
+    return _masked(buffer, 3, arrays)
 
 
-def test_masks_by_hand(run):
-    assert run(3, _by_hand, World(3, 10, 256, 2, 6)) == [[2], [2], []]
+@pytest.mark.parametrize("arrays", EITHER)
+def test_masks_by_hand(run, arrays):
+    assert run(3, _by_hand, World(3, 10, 256, 2, 6), arrays) == [[2], [2], []]
 
 
 def _without_shrink(group):

@@ -301,6 +301,11 @@ static ep_status ll_combine(ep_buffer *buffer, const ep_ll_combine_args *args, e
     ON_DEVICE(epc_ll_combine_call(buffer, args, event));
 }
 
+static ep_status align(ep_buffer *buffer)
+{
+    ON_DEVICE(epc_align(epc_of(buffer)));
+}
+
 static const epi_backend_ops ops = {
     .start = start,
     .create = create,
@@ -308,6 +313,7 @@ static const epi_backend_ops ops = {
     .alloc = alloc,
     .free = give_back,
     .query = query,
+    .align = align,
     .reject = epc_reject,
     .dispatch = dispatch,
     .combine = combine,

@@ -50,6 +50,14 @@ static const char *const field_names[EPC_AGREED] = {
     [EPC_F_MASK] = "masked ranks (checksum)",
 };
 
+/* For ep_group_query_late. */
+static void note_late(const epc_flight *flight, uint64_t late)
+{
+    ep_group *group = flight->owner->buffer->group;
+    for (int r = 0; r < flight->owner->num_ranks; r++)
+        atomic_store(&group->late[r], late >> r & 1);
+}
+
 static ep_status timeout_error(const epc_flight *flight, const epc_report *report)
 {
     char late[EPI_ERROR_MAX] = "";
@@ -76,8 +84,10 @@ static ep_status kernel_error(const epc_flight *flight)
     case EPC_OK:
         return EP_OK;
     case EPC_FAIL_TIMEOUT:
+        note_late(flight, report->late);
         return timeout_error(flight, report);
     case EPC_FAIL_ABORTED:
+        note_late(flight, 0);
         return epi_fail(EP_ERR_ABORTED, "%s (call %u): rank %u gave up%s%s", flight->call,
                         flight->serial, d[0], d[1] ? ": " : "",
                         d[1] ? ep_status_string((ep_status)d[1]) : "");
@@ -231,6 +241,36 @@ ep_status epc_await_end(epc_flight *flight)
                ? EP_OK
                : epi_fail(EP_ERR_DEVICE, "%s (call %u): the kernel ended without a report",
                           flight->call, flight->serial);
+}
+
+/* The receiving half of a low-latency call will not be made. */
+static void give_up_second(epc_flight *flight)
+{
+    free(flight->second);
+    flight->second = NULL;
+    flight->status = EP_ERR_ABORTED;
+    snprintf(flight->message, sizeof flight->message,
+             "%s (call %u): the ranks were brought in step before its rows were received",
+             flight->call, flight->serial);
+    unlink_flight(flight);
+    finish(flight);
+}
+
+ep_status epc_end_all(epc_buffer *b)
+{
+    for (epc_flight *flight = b->flights; flight; flight = flight->next)
+        if (flight->unresolved)
+            epc_resolve(flight); /* its own event tells how it went */
+    if (b->has_last)
+        EPI_TRY(epi_gpu_event_wait(b->last_done));
+    for (epc_flight *flight = b->flights, *next; flight; flight = next) {
+        next = flight->next;
+        if (flight->second)
+            give_up_second(flight);
+    }
+    epc_collect(b);
+    b->failed = EP_OK;
+    return EP_OK;
 }
 
 /* ---------------------------------------------------------------- beginnings */

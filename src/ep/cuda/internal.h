@@ -181,6 +181,8 @@ ep_status epc_launched(epc_flight *flight, ep_event **event);
 void epc_cancel(epc_flight *flight);
 /* Looks which calls are done, and frees what they held. */
 void epc_collect(epc_buffer *b);
+/* Waits for all that was launched; what a hook has yet to launch never will be. */
+ep_status epc_end_all(epc_buffer *b);
 /* Waits for the oldest call in flight, which may free memory; false: there is none to wait for. */
 bool epc_await_oldest(epc_buffer *b);
 /* epc_take_shared that waits for earlier calls to give memory back. */
@@ -215,6 +217,9 @@ static inline size_t epc_padded(size_t bytes)
 {
     return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
 }
+
+/* align.c */
+ep_status epc_align(epc_buffer *b);
 
 /* backend.c */
 ep_status epc_reject(ep_buffer *buffer, const char *call, ep_status status);

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/* After a failure: all ranks that are left count their calls on from the same numbers. */
+#include "ep/cuda/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { SERIAL, EPOCH, LL_DISPATCH, LL_COMBINE = LL_DISPATCH + 2, NUM_COUNTS = LL_COMBINE + 2 };
+
+typedef struct counts {
+    uint32_t value[NUM_COUNTS];
+} counts;
+
+static counts counts_of(const epc_buffer *b, const epc_state *state)
+{
+    counts c = {{[SERIAL] = b->serial, [EPOCH] = state->epoch}};
+    for (int i = 0; i < 2; i++) {
+        c.value[LL_DISPATCH + i] = state->ll_epoch[i];
+        c.value[LL_COMBINE + i] = state->ll_combine[i];
+    }
+    return c;
+}
+
+/* The furthest of any rank, modulo 2^32. */
+static ep_status find_furthest(const epc_buffer *b, counts *own)
+{
+    const ep_group *group = b->buffer->group;
+    counts *all = calloc((size_t)b->num_ranks, sizeof *all);
+    if (!all)
+        return epi_fail(EP_ERR_MEMORY, "ep_group_recover: out of memory");
+    ep_status status = epc_core.allgather(b->buffer->group, own, all, sizeof *own);
+    for (int r = 0; status == EP_OK && r < b->num_ranks; r++)
+        for (int i = 0; !group->masked[r] && i < NUM_COUNTS; i++)
+            if ((int32_t)(all[r].value[i] - own->value[i]) > 0)
+                own->value[i] = all[r].value[i];
+    free(all);
+    return status;
+}
+
+ep_status epc_align(epc_buffer *b)
+{
+    epc_state state;
+    EPI_TRY(epc_end_all(b));
+    epc_ll_destroy(b);
+    EPI_TRY(epi_gpu_get(&state, b->comm.state, sizeof state));
+    counts c = counts_of(b, &state);
+    EPI_TRY(find_furthest(b, &c));
+    memset(&state, 0, sizeof state);
+    state.epoch = c.value[EPOCH];
+    for (int i = 0; i < 2; i++) {
+        state.ll_epoch[i] = c.value[LL_DISPATCH + i];
+        state.ll_combine[i] = c.value[LL_COMBINE + i];
+        state.ll_failed[i] = c.value[LL_DISPATCH + i];
+    }
+    b->serial = c.value[SERIAL];
+    return epi_gpu_put(b->comm.state, &state, sizeof state);
+}
