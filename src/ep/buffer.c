@@ -158,6 +158,10 @@ static void destroy(ep_buffer *buffer)
         pthread_join(buffer->worker, NULL);
     }
     epi_team_destroy(buffer->team);
+    if (buffer->backend) {
+        buffer->backend->destroy(buffer);
+        atomic_fetch_sub(&buffer->group->num_objects, 1);
+    }
     if (buffer->window) {
         epi_ll_destroy(buffer);
         epi_pool_destroy(&buffer->pool);
