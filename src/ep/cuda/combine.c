@@ -57,7 +57,7 @@ ep_status epc_expose(epc_buffer *b, epc_flight *flight, const ep_tensor *tensor,
 }
 
 /* Pieces of rows that the ring's threads can add up, 16 bytes each. */
-size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, int32_t *bulk,
+size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, size_t taken, int32_t *bulk,
                      int32_t *pieces, int32_t *piece_bytes, int32_t *slots)
 {
     int64_t row = hidden * (int64_t)ep_dtype_size(dtype), most = 16 * (EPC_THREADS - 32);
@@ -65,7 +65,7 @@ size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, int32_t *b
     if (!*bulk)
         return 0;
     int64_t parts = (row + most - 1) / most, piece = ((row + parts - 1) / parts + 127) / 128 * 128;
-    int64_t room = ((int64_t)b->gpu.max_shared - 12 * 1024) / piece;
+    int64_t room = ((int64_t)b->gpu.max_shared - 12 * 1024 - (int64_t)taken) / piece;
     *pieces = (int32_t)((row + piece - 1) / piece);
     *piece_bytes = (int32_t)piece;
     *slots = (int32_t)(room < 64 ? room : 64);
@@ -128,7 +128,7 @@ static ep_status launch(epc_buffer *b, epc_flight *flight, const epc_combine_cal
     describe(args, &p);
     agree(b, args, &p);
     shared =
-        epc_plan_ring(b, p.hidden, args->y.dtype, &p.bulk, &p.pieces, &p.piece_bytes, &p.slots);
+        epc_plan_ring(b, p.hidden, args->y.dtype, 0, &p.bulk, &p.pieces, &p.piece_bytes, &p.slots);
     EPI_TRY(epc_expose(b, flight, &args->y, args->y.shape[0], &p.place, &p.offset, &stride));
     if (stride > UINT32_MAX)
         return epi_fail(EP_ERR_UNSUPPORTED,

@@ -40,7 +40,8 @@ static __device__ bool epc_rows_aligned(const epc_combine_params *p,
 
 typedef struct epc_combine_rows {
     const epc_combine_sources *from;
-    const epc_entry *entries; /* [T, width] */
+    const epc_entry *entries; /* [T, width], or of this block's own tokens */
+    int own;                  /* which are then block, block + blocks, ... */
     int width, num_tokens, hidden;
     const float *weights; /* [T, width], or NULL: 1 */
     int64_t weight_stride;
@@ -58,6 +59,7 @@ static __device__ epc_combine_rows epc_rows_of(const epc_combine_params *p,
     epc_combine_rows rows;
     rows.from = from;
     rows.entries = p->entries;
+    rows.own = 0;
     rows.width = p->width;
     rows.num_tokens = p->num_tokens;
     rows.hidden = p->hidden;
@@ -74,6 +76,19 @@ static __device__ epc_combine_rows epc_rows_of(const epc_combine_params *p,
     rows.piece_bytes = p->piece_bytes;
     rows.slots = p->slots;
     return rows;
+}
+
+static __device__ __forceinline__ const epc_entry *epc_entries_of(const epc_combine_rows *rows,
+                                                                  int t)
+{
+    return rows->entries + (int64_t)(rows->own ? t / (int)gridDim.x : t) * rows->width;
+}
+
+static __device__ __forceinline__ float epc_weight_at(const epc_combine_rows *rows, int t, int j)
+{
+    return rows->weights && t < rows->num_tokens && j < rows->width
+               ? rows->weights[t * rows->weight_stride + j]
+               : 1.0f;
 }
 
 /* What sums start from. Without weights the first row counts as it is, also where it holds -0, and
@@ -175,17 +190,19 @@ static __device__ __forceinline__ void epc_load_sixteen(const uint8_t *row, int 
 
 /* ------------------------------------------------------ through registers */
 
-/* A warp takes 64 x 16 bytes of a token at a time, two of each lane's in flight per row. */
+/* A block takes tokens in turn, a warp 64 x 16 bytes of one at a time, two of each lane's in flight
+   per row. */
 template <int DTYPE> static __device__ void epc_combine_registers(const epc_combine_rows *rows)
 {
     const int n = epc_vector<DTYPE>::count, step = 2 * EPC_WARP * n;
     int parts = (rows->hidden + step - 1) / step;
-    int64_t items = (int64_t)rows->num_tokens * parts;
-    int64_t warps = blockDim.x / EPC_WARP * gridDim.x;
-    for (int64_t item = (int64_t)blockIdx.x * (blockDim.x / EPC_WARP) + epc_warp(); item < items;
-         item += warps) {
-        int t = (int)(item / parts), at = (int)(item % parts) * step + epc_lane() * n;
-        const epc_entry *entries = rows->entries + (int64_t)t * rows->width;
+    int warps = (int)(blockDim.x / EPC_WARP);
+    for (int64_t item = epc_warp();; item += warps) {
+        int64_t token = item / parts * gridDim.x + blockIdx.x;
+        if (token >= rows->num_tokens)
+            break;
+        int t = (int)token, at = (int)(item % parts) * step + epc_lane() * n;
+        const epc_entry *entries = epc_entries_of(rows, t);
         bool any = false;
         float acc[2][n];
         for (int j = 0; j < rows->width; j++)
@@ -278,30 +295,29 @@ static __device__ void epc_queue_nothing(const epc_combine_rows *rows, epc_ring 
    lane of its own warp must fill. */
 static __device__ __forceinline__ epc_entry epc_entry_at(const epc_combine_rows *rows, int t, int j)
 {
-    return t < rows->num_tokens && j < rows->width ? rows->entries[(int64_t)t * rows->width + j]
-                                                   : -1;
+    return t < rows->num_tokens && j < rows->width ? epc_entries_of(rows, t)[j] : -1;
 }
 
-/* `entry` is the lane's of the token's first 32. */
+/* `entry` and `weight` are the lane's of the token's first 32. */
 static __device__ uint32_t epc_queue_item(const epc_combine_rows *rows, epc_ring *ring,
-                                          uint8_t *memory, uint32_t at, int item, epc_entry entry)
+                                          uint8_t *memory, uint32_t at, int item, epc_entry entry,
+                                          float weight)
 {
     int t = item / rows->pieces, piece = item % rows->pieces;
     uint32_t bytes = epc_piece_bytes(rows, rows->row_bytes, piece), start = at;
     for (int first = 0; first < rows->width; first += EPC_WARP) {
         int j = first + epc_lane();
-        if (first)
+        if (first) {
             entry = epc_entry_at(rows, t, j);
+            weight = epc_weight_at(rows, t, j);
+        }
         bool more = false; /* entries behind these 32 */
         for (int later = first + EPC_WARP; later < rows->width && !more; later++)
-            more = rows->entries[(int64_t)t * rows->width + later] >= 0;
+            more = epc_entries_of(rows, t)[later] >= 0;
         unsigned valid = __ballot_sync(EPC_ALL, entry >= 0);
         const uint8_t *from = NULL;
-        float weight = 1;
-        if (entry >= 0) {
+        if (entry >= 0)
             from = epc_row_at(rows->from, entry) + (int64_t)piece * rows->piece_bytes;
-            weight = rows->weights ? rows->weights[t * rows->weight_stride + j] : 1.0f;
-        }
         while (valid) {
             unsigned now = valid;
             while (__popc(now) > rows->slots)
@@ -363,6 +379,39 @@ static __device__ bool epc_sum_item(const epc_combine_rows *rows, epc_ring *ring
     return true;
 }
 
+/* The next item: of the block's own, or one that nobody has taken. */
+static __device__ __forceinline__ int epc_next_item(const epc_combine_rows *rows, epc_state *state,
+                                                    uint32_t *ahead)
+{
+    if (!rows->own)
+        return (int)epc_take_next(state, ahead);
+    int n = (int)(*ahead)++, pieces = rows->pieces;
+    return (n / pieces * (int)gridDim.x + (int)blockIdx.x) * pieces + n % pieces;
+}
+
+/* By the warp that brings rows: the next item's entries are on their way while this one's rows are
+   queued. */
+static __device__ void epc_queue_items(const epc_combine_rows *rows, epc_ring *ring,
+                                       epc_state *state, uint8_t *memory)
+{
+    int items = rows->num_tokens * rows->pieces;
+    uint32_t at = 0, ahead = rows->own ? 0 : epc_take_first(state);
+    int item = epc_next_item(rows, state, &ahead), t = item / rows->pieces;
+    epc_entry entry = epc_entry_at(rows, t, epc_lane());
+    float weight = epc_weight_at(rows, t, epc_lane());
+    while (item < items) {
+        int next = epc_next_item(rows, state, &ahead);
+        t = next / rows->pieces;
+        epc_entry later = epc_entry_at(rows, t, epc_lane());
+        float later_weight = epc_weight_at(rows, t, epc_lane());
+        at = epc_queue_item(rows, ring, memory, at, item, entry, weight);
+        item = next;
+        entry = later;
+        weight = later_weight;
+    }
+    epc_queue_nothing(rows, ring, at, -1);
+}
+
 template <int DTYPE>
 static __device__ void epc_combine_bulk(const epc_combine_rows *rows, epc_state *state,
                                         uint8_t *memory)
@@ -375,23 +424,11 @@ static __device__ void epc_combine_bulk(const epc_combine_rows *rows, epc_state 
         epc_mbar_init_done();
     }
     __syncthreads();
-    uint32_t at = 0;
     if (epc_warp() == 0) {
-        int items = rows->num_tokens * rows->pieces;
         epc_bulk_fence(); /* rows that ordinary stores of other kernels wrote */
-        uint32_t ahead = epc_take_first(state);
-        int item = (int)epc_take_next(state, &ahead);
-        epc_entry entry = epc_entry_at(rows, item / rows->pieces, epc_lane());
-        while (item <
-               items) { /* the next item's entries are on their way while this one is queued */
-            int next = (int)epc_take_next(state, &ahead);
-            epc_entry later = epc_entry_at(rows, next / rows->pieces, epc_lane());
-            at = epc_queue_item(rows, &ring, memory, at, item, entry);
-            item = next;
-            entry = later;
-        }
-        epc_queue_nothing(rows, &ring, at, -1);
+        epc_queue_items(rows, &ring, state, memory);
     } else {
+        uint32_t at = 0;
         while (epc_sum_item<DTYPE>(rows, &ring, memory, &at)) {
         }
     }

@@ -247,18 +247,21 @@ static __device__ bool epc_is_last_block(const epc_call *call)
     return last;
 }
 
-/* The same half-way through a kernel, once. */
-static __device__ bool epc_is_last_to_arrive(const epc_call *call)
+/* The same for `counter`, where only flags raised after it tell other ranks: a block releases to
+   its own device, and the flags, which release to all, pass that on. */
+static __device__ bool epc_is_last_to_add(uint32_t *counter)
 {
     __shared__ uint32_t last;
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence_system();
-        last = atomicAdd(&call->state->arrived, 1) == gridDim.x - 1;
+        uint32_t before;
+        asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                     : "=r"(before)
+                     : "l"(counter)
+                     : "memory");
+        last = before == gridDim.x - 1;
     }
     __syncthreads();
-    if (last)
-        __threadfence_system();
     return last;
 }
 

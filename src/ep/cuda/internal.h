@@ -101,6 +101,7 @@ typedef struct epc_table {
     int64_t count;
     int64_t sum;              /* epi_experts.table_sum */
     int num_local, max_local; /* of this rank, and the most of any */
+    int first;                /* of this rank's in `order` */
     int32_t *rank, *local, *order;
     epc_block *block;
     struct epc_table *next;
@@ -252,8 +253,8 @@ ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status);
 ep_status epc_run_second(epc_flight *flight, void *stream);
 
 /* combine.c */
-/* How the ring of a combine is cut; returns its shared memory. */
-size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, int32_t *bulk,
+/* How the ring of a combine is cut, beside `taken` bytes; returns its shared memory. */
+size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, size_t taken, int32_t *bulk,
                      int32_t *pieces, int32_t *piece_bytes, int32_t *slots);
 ep_status epc_combine_call(ep_buffer *buffer, const ep_combine_args *args, ep_event **event);
 ep_status epc_dispatch_backward_call(ep_buffer *buffer, const ep_dispatch_backward_args *args,

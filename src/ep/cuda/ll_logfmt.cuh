@@ -153,18 +153,19 @@ static __device__ void epc_add_chunk(const uint8_t *row, int hidden, int c, floa
     }
 }
 
-/* Sums of encoded rows: a warp takes a chunk of a token. */
+/* Sums of encoded rows: a block takes tokens in turn, a warp a chunk of one. */
 static __device__ void epc_combine_encoded(const epc_combine_rows *rows)
 {
     int chunk = (int)epi_logfmt_chunk((size_t)rows->hidden),
         chunks = (rows->hidden + chunk - 1) / chunk;
-    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
-    for (int item = epc_warp() * (int)gridDim.x + (int)blockIdx.x; item < rows->num_tokens * chunks;
-         item += warps) {
-        int t = item / chunks, c = item % chunks;
+    int warps = (int)(blockDim.x / EPC_WARP);
+    for (int item = epc_warp();; item += warps) {
+        int t = item / chunks * (int)gridDim.x + (int)blockIdx.x, c = item % chunks;
+        if (t >= rows->num_tokens)
+            break;
         float acc[EPC_LOGFMT_BLOCKS][4] = {};
         for (int k = 0; k < rows->width; k++) {
-            epc_entry entry = rows->entries[(int64_t)t * rows->width + k];
+            epc_entry entry = epc_entries_of(rows, t)[k];
             if (entry >= 0)
                 epc_add_chunk(epc_row_at(rows->from, entry), rows->hidden, c,
                               rows->weights[t * rows->weight_stride + k], acc);

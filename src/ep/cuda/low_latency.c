@@ -96,6 +96,7 @@ static void describe_shape(epc_buffer *b, const epc_ll *ll, int slot, epc_flight
     p->expert_rank = ll->table->rank;
     p->expert_local = ll->table->local;
     p->expert_order = ll->table->order;
+    p->first_expert = ll->table->first;
     p->count = ll->slot[slot].count;
     p->verify = b->buffer->config.verify;
 }
@@ -393,11 +394,26 @@ static void place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
     p->field[EPC_Y_ENCODED] = (uint32_t)p->encode;
 }
 
+/* Lists of entries: of a block's tokens in its shared memory, or of all on the device where that
+   would leave the ring little. *shared: bytes of the former. */
+static ep_status place_entries(epc_buffer *b, epc_ll_params *p, int blocks, size_t *shared)
+{
+    size_t tokens = ((size_t)p->num_tokens + (size_t)blocks - 1) / (size_t)blocks;
+    size_t bytes = tokens * (size_t)p->topk * sizeof(epc_entry);
+    uint8_t *scratch;
+    *shared = (bytes + 127) / 128 * 128;
+    if (bytes <= 16 * 1024)
+        return EP_OK;
+    *shared = 0;
+    EPI_TRY(epc_use_scratch(b, bytes * (size_t)blocks, &scratch));
+    p->entries = (epc_entry *)scratch;
+    return EP_OK;
+}
+
 static ep_status combine_with(epc_buffer *b, epc_flight *flight, const struct epc_ll_handle *own,
                               const ep_ll_combine_args *args, int blocks, bool hook)
 {
     epc_ll_params p;
-    uint8_t *scratch;
     describe_shape(b, own->ll, own->core->slot, flight, &p);
     if (args->wire == EP_COMBINE_LOGFMT10 && args->y.data == send_buffer(b, own).data)
         return epi_fail(EP_ERR_UNSUPPORTED,
@@ -416,11 +432,10 @@ static ep_status combine_with(epc_buffer *b, epc_flight *flight, const struct ep
     p.wait_cost = args->wait_cost.data;
     p.wait_cost_stride = args->wait_cost.stride[0];
     place_outputs(b, own, args, &p);
-    EPI_TRY(epc_use_scratch(
-        b, (size_t)blocks * (size_t)(p.num_tokens * p.topk) * sizeof(epc_entry) + 1, &scratch));
-    p.entries = (epc_entry *)scratch;
-    size_t shared =
-        epc_plan_ring(b, p.hidden, EP_BF16, &p.bulk, &p.pieces, &p.piece_bytes, &p.slots);
+    size_t entries;
+    EPI_TRY(place_entries(b, &p, blocks, &entries));
+    size_t shared = entries + epc_plan_ring(b, p.hidden, EP_BF16, entries, &p.bulk, &p.pieces,
+                                            &p.piece_bytes, &p.slots);
     return launch_call(flight, &p, (launch){EPC_LL_COMBINE_BOTH, blocks, shared},
                        (launch){EPC_LL_OUTPUTS, p.y ? blocks : 1, 0},
                        (launch){EPC_LL_COMBINE, blocks, shared}, hook);

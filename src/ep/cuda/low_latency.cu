@@ -52,7 +52,7 @@ static __device__ bool epc_await_all(const epc_call *call, int flag)
 static __device__ bool epc_finish_ll(const epc_ll_params *p, const epc_call *call, int flag,
                                      bool wait)
 {
-    if (!epc_is_last_block(call))
+    if (!epc_is_last_to_add(&call->state->exited))
         return false;
     uint32_t fail = epc_load_gpu(&call->state->fail);
     int r = (int)threadIdx.x;
@@ -69,9 +69,17 @@ static __device__ bool epc_finish_ll(const epc_ll_params *p, const epc_call *cal
 
 /* ---------------------------------------------------------------- send */
 
+/* The expert that a pair names. */
+static __device__ __forceinline__ int64_t epc_id_at(const epc_ll_params *p, int t, int k)
+{
+    int64_t at = t * p->id_stride + k;
+    return p->id_bytes == 8 ? ((const int64_t *)p->ids)[at] : ((const int32_t *)p->ids)[at];
+}
+
 /* The experts of block b are those with e % blocks == b: each block makes their bitmaps from all
-   ids, so that no block has to wait for another. */
-static __device__ void epc_make_bitmaps(const epc_ll_params *p, const epc_call *call,
+   ids, so that no block has to wait for another. The slot's last tokens must have been read before
+   any of it is seen; false: they never will be. */
+static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *call,
                                         uint32_t *bits)
 {
     int blocks = (int)gridDim.x, block = (int)blockIdx.x, pairs = p->num_tokens * p->topk;
@@ -81,15 +89,13 @@ static __device__ void epc_make_bitmaps(const epc_ll_params *p, const epc_call *
     __syncthreads();
     for (int i = (int)threadIdx.x; i < pairs; i += (int)blockDim.x) {
         int t = i / p->topk, k = i % p->topk;
-        int64_t at = t * p->id_stride + k;
-        int64_t id =
-            p->id_bytes == 8 ? ((const int64_t *)p->ids)[at] : ((const int32_t *)p->ids)[at];
+        int64_t id = epc_id_at(p, t, k);
         if (id < -1 || id >= p->num_experts) {
             epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)id,
                           (uint32_t)(id >> 32), 0);
             id = -1;
         }
-        if (id >= 0 && epc_is_masked(&p->comm, p->expert_rank[id]))
+        if (id >= 0 && p->comm.masked && epc_is_masked(&p->comm, p->expert_rank[id]))
             id = -1;
         if (block == 0)
             p->saved_ids[i] = (int32_t)id;
@@ -100,7 +106,9 @@ static __device__ void epc_make_bitmaps(const epc_ll_params *p, const epc_call *
             epc_fail_call(call->state, EPC_FAIL_DUPLICATE, (uint32_t)t, (uint32_t)k, (uint32_t)id,
                           0, 0);
     }
-    __syncthreads();
+    epc_call before = *call;
+    before.epoch--;
+    return epc_await_all(&before, epc_ll_flag_of(p, EPC_LL_PULLED));
 }
 
 /* Where each pair's row is among this rank's for the expert. */
@@ -109,9 +117,7 @@ static __device__ void epc_find_positions(const epc_ll_params *p, const uint32_t
     int blocks = (int)gridDim.x, pairs = p->num_tokens * p->topk;
     for (int i = (int)threadIdx.x; i < pairs; i += (int)blockDim.x) {
         int t = i / p->topk;
-        int64_t at = t * p->id_stride + i % p->topk;
-        int64_t id =
-            p->id_bytes == 8 ? ((const int64_t *)p->ids)[at] : ((const int32_t *)p->ids)[at];
+        int64_t id = epc_id_at(p, t, i % p->topk);
         if (id < 0 || id >= p->num_experts || id % blocks != (int)blockIdx.x)
             continue;
         const uint32_t *word = bits + id / blocks * p->words;
@@ -135,34 +141,67 @@ static __device__ void epc_push_bitmaps(const epc_ll_params *p, const epc_call *
     }
 }
 
-/* Tokens into this rank's own area: a warp takes 512 channels of one. */
+/* Sixteen channels of a lane, of a row that may start at any element. */
+static __device__ __forceinline__ epc_raw epc_load_token(const uint8_t *x, int at, int hidden)
+{
+    if ((uint64_t)x % 16 == 0)
+        return epc_load_raw(x, at, hidden);
+    epc_raw raw;
+    uint32_t word[8];
+    for (int i = 0; i < 8; i++) {
+        int h = at + 2 * i;
+        word[i] = h < hidden
+                      ? ((const uint16_t *)x)[h] | (uint32_t)((const uint16_t *)x)[h + 1] << 16
+                      : 0;
+    }
+    raw.half[0] = make_uint4(word[0], word[1], word[2], word[3]);
+    raw.half[1] = make_uint4(word[4], word[5], word[6], word[7]);
+    return raw;
+}
+
+static __device__ __forceinline__ void epc_put_part(const epc_ll_params *p, uint8_t *area, int t,
+                                                    int first, epc_raw raw)
+{
+    uint8_t *row = area + p->area.rows + t * p->row_bytes;
+    if (p->quantise) {
+        epc_codes codes = epc_quantise_raw(raw, p->scale_kind);
+        epc_put_codes(&codes, row, first, p->hidden);
+        epc_put_scales(&codes, (uint32_t *)(area + p->area.scales) + (int64_t)t * p->scale_count,
+                       first, p->hidden, p->scale_kind);
+        return;
+    }
+    int at = first + epc_lane() * 16;
+    uint4 *to = (uint4 *)(row + (int64_t)at * 2);
+    if (at < p->hidden)
+        to[0] = raw.half[0];
+    if (at + 8 < p->hidden)
+        to[1] = raw.half[1];
+}
+
+#define EPC_PARTS 2 /* of a warp on their way at once */
+
+/* Tokens into this rank's own area: a warp takes 512 channels of each of some. */
 static __device__ void epc_put_tokens(const epc_ll_params *p)
 {
     uint8_t *area = epc_area_at(p, p->comm.rank);
     int parts = (p->hidden + EPC_QUANT_CHANNELS - 1) / EPC_QUANT_CHANNELS;
-    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
-    for (int item = epc_warp() * (int)gridDim.x + (int)blockIdx.x; item < p->num_tokens * parts;
-         item += warps) {
-        int t = item / parts, first = item % parts * EPC_QUANT_CHANNELS,
-            at = first + epc_lane() * 16;
-        const uint8_t *x = p->x + t * p->x_stride;
-        uint8_t *row = area + p->area.rows + t * p->row_bytes;
-        if (p->quantise) {
-            epc_codes codes = epc_quantise(x, EPC_BF16, first, p->hidden, p->scale_kind);
-            epc_put_codes(&codes, row, first, p->hidden);
-            epc_put_scales(&codes,
-                           (uint32_t *)(area + p->area.scales) + (int64_t)t * p->scale_count, first,
-                           p->hidden, p->scale_kind);
-            continue;
+    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x), items = p->num_tokens * parts;
+    int item = epc_warp() * (int)gridDim.x + (int)blockIdx.x;
+    for (; item < items; item += EPC_PARTS * warps) {
+        epc_raw raw[EPC_PARTS];
+#pragma unroll
+        for (int u = 0; u < EPC_PARTS; u++) {
+            int i = item + u * warps;
+            if (i < items)
+                raw[u] =
+                    epc_load_token(p->x + i / parts * p->x_stride,
+                                   i % parts * EPC_QUANT_CHANNELS + epc_lane() * 16, p->hidden);
         }
-        for (int u = 0; u < 2 && at + 8 * u < p->hidden; u++) {
-            const uint8_t *from = x + (int64_t)(at + 8 * u) * 2;
-            uint4 *to = (uint4 *)(row + (int64_t)(at + 8 * u) * 2);
-            if ((uint64_t)from % 16 == 0)
-                *to = *(const uint4 *)from;
-            else
-                for (int i = 0; i < 8; i++)
-                    ((uint16_t *)to)[i] = ((const uint16_t *)from)[i];
+#pragma unroll
+        for (int u = 0; u < EPC_PARTS; u++) {
+            int i = item + u * warps;
+            if (i < items)
+                epc_put_part(p, area, i / parts, i % parts * EPC_QUANT_CHANNELS, raw[u]);
         }
     }
 }
@@ -170,15 +209,11 @@ static __device__ void epc_put_tokens(const epc_ll_params *p)
 /* This rank's half of a dispatch. */
 static __device__ void epc_send_tokens(const epc_ll_params *p, const epc_call *call, uint32_t *bits)
 {
-    /* The slot's last tokens must have been read before they are replaced. */
-    epc_call before = *call;
-    before.epoch--;
-    bool ok = epc_await_all(&before, epc_ll_flag_of(p, EPC_LL_PULLED));
     if (p->refused) {
         epc_fail_call(call->state, EPC_FAIL_REFUSED, 0, 0, 0, 0, 0);
         return;
     }
-    epc_make_bitmaps(p, call, bits);
+    bool ok = epc_make_bitmaps(p, call, bits);
     if (!ok)
         return;
     epc_push_bitmaps(p, call, bits);
@@ -203,7 +238,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     extern __shared__ __align__(128) uint8_t memory[];
     epc_call call = epc_begin_ll(&p, p.comm.state->ll_epoch[p.slot] + 1, EPC_LL_ABORT);
     epc_send_tokens(&p, &call, (uint32_t *)memory);
-    if (!epc_is_last_block(&call))
+    if (!epc_is_last_to_add(&call.state->exited))
         return;
     uint32_t fail = epc_announce(&p, &call, EPC_LL_ROWS);
     if (threadIdx.x == 0) {
@@ -240,6 +275,7 @@ static __device__ bool epc_gather_bitmaps(const epc_ll_params *p, const epc_call
     return __syncthreads_and(ok);
 }
 
+/* Rows before each pair within its expert, and the expert's total. */
 static __device__ void epc_count_pairs(const epc_ll_params *p, epc_ll_tables *tables)
 {
     int ranks = p->comm.num_ranks;
@@ -248,45 +284,50 @@ static __device__ void epc_count_pairs(const epc_ll_params *p, epc_ll_tables *ta
         int count = 0;
         for (int w = 0; w < p->words; w++)
             count += __popc(word[w]);
-        tables->first[i] = count;
+        tables->start[i] = count;
+    }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < p->num_local * ranks; i += (int)blockDim.x) {
+        int before = 0, l = i / ranks;
+#pragma unroll 8
+        for (int j = l * ranks; j < i; j++)
+            before += tables->start[j];
+        tables->first[i] = before;
+        if (i % ranks == ranks - 1)
+            tables->total[l] = before + tables->start[i];
     }
     __syncthreads();
 }
 
-/* Rows before each pair: within the expert, and among all. An expert keeps the first S. */
+static __device__ __forceinline__ int epc_kept(const epc_ll_params *p, int rows)
+{
+    return rows < p->expert_rows ? rows : p->expert_rows;
+}
+
+/* Rows before each pair among all. An expert keeps the first S. */
 static __device__ void epc_place_pairs(const epc_ll_params *p, epc_ll_tables *tables)
 {
     int ranks = p->comm.num_ranks;
-    for (int l = (int)threadIdx.x; l < p->num_local; l += (int)blockDim.x) {
-        int before = 0;
-        for (int s = 0; s < ranks; s++) {
-            int count = tables->first[l * ranks + s];
-            tables->first[l * ranks + s] = before;
-            before += count;
-        }
-        tables->total[l] = before;
-    }
-    __syncthreads();
     if (epc_warp() == 0) {
         int done = 0;
         for (int base = 0; base < p->num_local; base += EPC_WARP) {
-            int l = base + epc_lane(), kept = 0;
-            if (l < p->num_local)
-                kept = tables->total[l] < p->expert_rows ? tables->total[l] : p->expert_rows;
+            int l = base + epc_lane(), kept = l < p->num_local ? epc_kept(p, tables->total[l]) : 0;
             int sum = kept;
             for (int step = 1; step < EPC_WARP; step *= 2) {
                 int other = __shfl_up_sync(EPC_ALL, sum, step);
                 sum += epc_lane() >= step ? other : 0;
             }
-            for (int s = 0; l < p->num_local && s < ranks; s++) {
-                int at = tables->first[l * ranks + s];
-                tables->start[l * ranks + s] = done + sum - kept + (at < kept ? at : kept);
-            }
+            if (l < p->num_local)
+                tables->start[l * ranks] = done + sum - kept;
             done += __shfl_sync(EPC_ALL, sum, EPC_WARP - 1);
         }
         if (epc_lane() == 0)
             tables->start[p->num_local * ranks] = done;
     }
+    __syncthreads();
+    for (int i = (int)threadIdx.x; i < p->num_local * ranks; i += (int)blockDim.x)
+        if (i % ranks)
+            tables->start[i] = tables->start[i - i % ranks] + epc_kept(p, tables->first[i]);
     __syncthreads();
 }
 
@@ -294,20 +335,18 @@ static __device__ void epc_place_pairs(const epc_ll_params *p, epc_ll_tables *ta
 static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call *call,
                                           const epc_ll_tables *tables)
 {
-    int ranks = p->comm.num_ranks, me = p->comm.rank, first = 0;
-    while (first < p->num_experts && p->expert_rank[p->expert_order[first]] != me)
-        first++;
+    int ranks = p->comm.num_ranks, me = p->comm.rank;
     for (int i = (int)threadIdx.x; i < p->num_local * ranks; i += (int)blockDim.x) {
         int l = i / ranks, s = i % ranks, begin = tables->first[i];
         int kept = tables->start[i + 1] - tables->start[i];
-        p->range[i] = (int64_t)(begin < p->expert_rows ? begin : p->expert_rows) << 32 | kept;
+        p->range[i] = (int64_t)epc_kept(p, begin) << 32 | kept;
         if (!epc_is_masked(&p->comm, s))
             epc_store_word((uint64_t *)(epc_area_at(p, s) + p->area.begin) +
-                               p->expert_order[first + l],
+                               p->expert_order[p->first_expert + l],
                            (uint32_t)begin, call->epoch);
     }
     for (int l = (int)threadIdx.x; l < p->num_local; l += (int)blockDim.x) {
-        int total = tables->total[l], kept = total < p->expert_rows ? total : p->expert_rows;
+        int total = tables->total[l], kept = epc_kept(p, total);
         p->count[l] = kept;
         p->dropped[l] = total - kept;
         if (p->expert_tokens)
@@ -356,39 +395,6 @@ static __device__ __forceinline__ void epc_copy_bytes(uint8_t *to, const uint8_t
         ((int2 *)to)[i] = epc_load8(from + i * 8);
 }
 
-/* Rows of this rank's experts, from the senders' areas: a warp takes one. */
-static __device__ void epc_pull_rows(const epc_ll_params *p, const epc_ll_tables *tables)
-{
-    int ranks = p->comm.num_ranks, pairs = p->num_local * ranks, rows = tables->start[pairs];
-    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
-    for (int item = epc_warp() * (int)gridDim.x + (int)blockIdx.x; item < rows; item += warps) {
-        int low = 0, high = pairs - 1; /* the last pair that starts at or before the item */
-        while (low < high) {
-            int middle = (low + high + 1) / 2;
-            if (tables->start[middle] <= item)
-                low = middle;
-            else
-                high = middle - 1;
-        }
-        int l = low / ranks, s = low % ranks, n = item - tables->start[low];
-        int t = epc_nth_bit(tables->bits + (s * p->num_local + l) * p->words, n);
-        int64_t row = (int64_t)l * p->expert_rows + tables->first[low] + n;
-        const uint8_t *area = epc_area_at(p, s);
-        epc_copy_bytes(p->recv_x + row * p->row_bytes, area + p->area.rows + t * p->row_bytes,
-                       p->row_bytes);
-        const uint32_t *scales =
-            (const uint32_t *)(area + p->area.scales) + (int64_t)t * p->scale_count;
-        for (int c = epc_lane(); c < p->scale_count; c += EPC_WARP) {
-            int64_t at = p->scales_by_column ? ((int64_t)l * p->scale_count + c) * p->expert_rows +
-                                                   (row - (int64_t)l * p->expert_rows)
-                                             : row * p->scale_count + c;
-            p->recv_scales[at] = __ldcg(&scales[c]);
-        }
-        if (epc_lane() == 0)
-            p->source_token[row] = t;
-    }
-}
-
 /* Waits until every source's rows are there, and books how long. */
 static __device__ bool epc_await_rows(const epc_ll_params *p, const epc_call *call)
 {
@@ -408,6 +414,89 @@ static __device__ bool epc_await_rows(const epc_ll_params *p, const epc_call *ca
             p->wait_cost[r * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
     }
     return __syncthreads_and(ok);
+}
+
+/* A row to fetch. */
+typedef struct epc_ll_row {
+    int source, token, expert; /* expert: local */
+    int64_t row;               /* of the result */
+} epc_ll_row;
+
+static __device__ epc_ll_row epc_find_row(const epc_ll_params *p, const epc_ll_tables *tables,
+                                          int item)
+{
+    int ranks = p->comm.num_ranks, low = 0, high = p->num_local * ranks - 1;
+    while (low < high) { /* the last pair that starts at or before the item */
+        int middle = (low + high + 1) / 2;
+        if (tables->start[middle] <= item)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    int n = item - tables->start[low];
+    epc_ll_row row;
+    row.expert = low / ranks;
+    row.source = low % ranks;
+    row.token = epc_nth_bit(tables->bits + (row.source * p->num_local + row.expert) * p->words, n);
+    row.row = (int64_t)row.expert * p->expert_rows + tables->first[low] + n;
+    return row;
+}
+
+static __device__ __forceinline__ void epc_put_scale(const epc_ll_params *p, epc_ll_row at, int c,
+                                                     uint32_t scale)
+{
+    int64_t to = p->scales_by_column ? ((int64_t)at.expert * p->scale_count + c) * p->expert_rows +
+                                           (at.row - (int64_t)at.expert * p->expert_rows)
+                                     : at.row * p->scale_count + c;
+    p->recv_scales[to] = scale;
+}
+
+static __device__ void epc_pull_row(const epc_ll_params *p, epc_ll_row at)
+{
+    const uint8_t *area = epc_area_at(p, at.source);
+    const uint32_t *scales =
+        (const uint32_t *)(area + p->area.scales) + (int64_t)at.token * p->scale_count;
+    uint32_t scale[2]; /* on their way while the row is */
+    for (int u = 0; u < 2; u++)
+        if (epc_lane() + u * EPC_WARP < p->scale_count)
+            scale[u] = __ldcg(&scales[epc_lane() + u * EPC_WARP]);
+    epc_copy_bytes(p->recv_x + at.row * p->row_bytes, area + p->area.rows + at.token * p->row_bytes,
+                   p->row_bytes);
+    for (int u = 0; u < 2; u++)
+        if (epc_lane() + u * EPC_WARP < p->scale_count)
+            epc_put_scale(p, at, epc_lane() + u * EPC_WARP, scale[u]);
+    for (int c = epc_lane() + 2 * EPC_WARP; c < p->scale_count; c += EPC_WARP)
+        epc_put_scale(p, at, c, __ldcg(&scales[c]));
+    if (epc_lane() == 0)
+        p->source_token[at.row] = at.token;
+}
+
+/* Rows of this rank's experts, from the senders' areas: a warp takes one at a time, and knows its
+   next ones, a lane each, before they are there. */
+static __device__ void epc_pull_rows(const epc_ll_params *p, const epc_call *call,
+                                     const epc_ll_tables *tables)
+{
+    int rows = tables->start[p->num_local * p->comm.num_ranks];
+    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
+    int first = epc_warp() * (int)gridDim.x + (int)blockIdx.x;
+    bool there = false;
+    for (int base = first; base < rows || !there; base += EPC_WARP * warps) {
+        int item = base + epc_lane() * warps;
+        epc_ll_row mine = {0, 0, 0, 0};
+        if (item < rows)
+            mine = epc_find_row(p, tables, item);
+        if (!there && !epc_await_rows(p, call))
+            return;
+        there = true;
+        for (int j = 0; j < EPC_WARP && base + j * warps < rows; j++) {
+            epc_ll_row at;
+            at.source = __shfl_sync(EPC_ALL, mine.source, j);
+            at.token = __shfl_sync(EPC_ALL, mine.token, j);
+            at.expert = __shfl_sync(EPC_ALL, mine.expert, j);
+            at.row = __shfl_sync(EPC_ALL, mine.row, j);
+            epc_pull_row(p, at);
+        }
+    }
 }
 
 /* A dispatch that failed has no rows, for whoever goes by its counts before he learns of it. */
@@ -433,8 +522,7 @@ static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *
     epc_place_pairs(p, &tables);
     if (blockIdx.x == 0)
         epc_publish_counts(p, call, &tables);
-    if (epc_await_rows(p, call))
-        epc_pull_rows(p, &tables);
+    epc_pull_rows(p, call, &tables);
 }
 
 __global__ void __launch_bounds__(EPC_THREADS, 1)
@@ -461,7 +549,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     extern __shared__ __align__(128) uint8_t memory[];
     epc_call call = epc_begin_ll(&p, p.comm.state->ll_epoch[p.slot] + 1, EPC_LL_ABORT);
     epc_send_tokens(&p, &call, (uint32_t *)memory);
-    if (epc_is_last_to_arrive(&call))
+    if (epc_is_last_to_add(&call.state->arrived))
         epc_announce(&p, &call, EPC_LL_ROWS);
     __syncthreads(); /* the bitmaps made way for those received */
     epc_receive_rows(&p, &call, memory);
@@ -507,19 +595,20 @@ static __device__ void epc_prepare_outputs(const epc_ll_params *p, const epc_cal
         epc_pack_outputs(p);
 }
 
-/* Where the outputs are, and that they may be read; by one block. */
+/* Where the outputs are, and that they may be read; by one block. What kernels before or other
+   blocks wrote is ahead of the flags, which release it. */
 static __device__ void epc_announce_outputs(const epc_ll_params *p, const epc_call *call)
 {
-    for (int i = (int)threadIdx.x; i < p->comm.num_ranks * EPC_Y_FIELDS; i += (int)blockDim.x) {
-        int r = i / EPC_Y_FIELDS, f = i % EPC_Y_FIELDS;
-        if (!epc_is_masked(&p->comm, r))
-            epc_store_word((uint64_t *)(epc_area_at(p, r) + p->area.fields) +
-                               p->comm.rank * EPC_Y_FIELDS + f,
-                           p->field[f], call->epoch);
-    }
-    __threadfence_system(); /* y, from kernels before, ahead of the flags */
-    __syncthreads();
-    epc_announce(p, call, EPC_LL_Y);
+    int ranks = p->comm.num_ranks, r = (int)threadIdx.x;
+    int i = r - (ranks + EPC_WARP - 1) / EPC_WARP * EPC_WARP; /* warps behind those of the flags */
+    bool failed = (p->y || p->refused) && epc_load_gpu(&call->state->fail) != EPC_OK;
+    if (r < ranks && !epc_is_masked(&p->comm, r))
+        epc_raise(call, r, epc_ll_flag_of(p, EPC_LL_Y), failed);
+    for (; i < ranks * EPC_Y_FIELDS; i += (int)blockDim.x)
+        if (i >= 0 && !epc_is_masked(&p->comm, i / EPC_Y_FIELDS))
+            epc_store_word((uint64_t *)(epc_area_at(p, i / EPC_Y_FIELDS) + p->area.fields) +
+                               p->comm.rank * EPC_Y_FIELDS + i % EPC_Y_FIELDS,
+                           failed ? EPC_Y_FAILED : p->field[i % EPC_Y_FIELDS], call->epoch);
 }
 
 __global__ void __launch_bounds__(EPC_THREADS, 1)
@@ -527,46 +616,70 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
 {
     epc_call call = epc_begin_ll(&p, p.comm.state->ll_combine[p.slot] + 1, EPC_LL_ABORT_Y);
     epc_prepare_outputs(&p, &call);
-    if (!epc_is_last_block(&call))
+    if (!epc_is_last_to_add(&call.state->exited))
         return;
     epc_announce_outputs(&p, &call);
+    __syncthreads();
     if (threadIdx.x == 0) {
         epc_report_end(call.state, p.report, 0);
         call.state->ll_combine[p.slot] = call.epoch;
     }
 }
 
-/* Where every rank has its outputs. */
+/* Where every rank has its outputs: a thread waits for each word, and for each flag. */
 static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call *call,
-                                          epc_combine_sources *from)
+                                          epc_combine_sources *from, bool ok)
 {
-    int r = (int)threadIdx.x;
-    bool ok = true;
-    if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r)) {
-        const uint64_t *word =
-            (const uint64_t *)(epc_area_at(p, p->comm.rank) + p->area.fields) + r * EPC_Y_FIELDS;
-        uint32_t field[EPC_Y_FIELDS] = {0};
-        uint64_t since = epc_now_ns();
-        for (int f = 0; f < EPC_Y_FIELDS; f++)
-            ok = ok && epc_wait_word(call, r, word + f, &field[f]);
-        ok = ok &&
-             epc_wait_flag(call, r,
-                           epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_Y)));
-        if (p->wait_cost && blockIdx.x == 0)
-            p->wait_cost[r * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
-        if (ok && field[EPC_Y_ENCODED] != (uint32_t)p->encode) {
-            ok = false;
-            epc_fail_call(call->state, EPC_FAIL_MISMATCH, EPC_AGREED, (uint32_t)p->comm.rank,
-                          (uint32_t)r, (uint32_t)p->encode, field[EPC_Y_ENCODED]);
+    __shared__ uint32_t field[EPC_MAX_RANKS][EPC_Y_FIELDS];
+    const uint64_t *words = (const uint64_t *)(epc_area_at(p, p->comm.rank) + p->area.fields);
+    int each = EPC_Y_FIELDS + 1;
+    for (int i = (int)threadIdx.x; i < p->comm.num_ranks * each; i += (int)blockDim.x) {
+        int r = i / each, f = i % each;
+        if (epc_is_masked(&p->comm, r))
+            continue;
+        if (f < EPC_Y_FIELDS) {
+            ok &= epc_wait_word(call, r, words + r * EPC_Y_FIELDS + f, &field[r][f]);
+            continue;
         }
-        int64_t offset = (int64_t)((uint64_t)field[EPC_Y_OFFSET_HI] << 32 | field[EPC_Y_OFFSET_LO]);
-        from->y[r] = ok ? epc_memory_at(&p->comm, r, field[EPC_Y_PLACE], offset) : NULL;
-        from->stride[r] = field[EPC_Y_STRIDE];
+        bool cost = p->wait_cost && blockIdx.x == 0;
+        uint64_t since = cost ? epc_now_ns() : 0;
+        ok &= epc_wait_flag(call, r,
+                            epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_Y)));
+        if (cost)
+            p->wait_cost[r * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
+    }
+    if (!__syncthreads_and(ok))
+        return false;
+    int r = (int)threadIdx.x;
+    if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r)) {
+        const uint32_t *f = field[r];
+        ok = f[EPC_Y_ENCODED] == (uint32_t)p->encode;
+        if (f[EPC_Y_ENCODED] == EPC_Y_FAILED) {
+            epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)r, 0, 0, 0, 0);
+        } else if (!ok) {
+            epc_fail_call(call->state, EPC_FAIL_MISMATCH, EPC_AGREED, (uint32_t)p->comm.rank,
+                          (uint32_t)r, (uint32_t)p->encode, f[EPC_Y_ENCODED]);
+        }
+        int64_t offset = (int64_t)((uint64_t)f[EPC_Y_OFFSET_HI] << 32 | f[EPC_Y_OFFSET_LO]);
+        from->y[r] = ok ? epc_memory_at(&p->comm, r, f[EPC_Y_PLACE], offset) : NULL;
+        from->stride[r] = f[EPC_Y_STRIDE];
     }
     return __syncthreads_and(ok);
 }
 
-/* This block's list of where each (token, place) has its row. */
+/* Verify mode: the ids must be those of the dispatch. */
+static __device__ __noinline__ void epc_check_id(const epc_ll_params *p, const epc_call *call,
+                                                 int t, int k, int id)
+{
+    int64_t now = epc_id_at(p, t, k);
+    if (now != id && !(id < 0 && now >= 0 && now < p->num_experts &&
+                       epc_is_masked(&p->comm, p->expert_rank[now])))
+        epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)now,
+                      (uint32_t)(now >> 32), 1);
+}
+
+/* Where each (token, place) of this block's has its row; false in the threads that could not
+   learn it. */
 static __device__ bool epc_list_rows(const epc_ll_params *p, const epc_call *call,
                                      epc_entry *entries)
 {
@@ -574,30 +687,28 @@ static __device__ bool epc_list_rows(const epc_ll_params *p, const epc_call *cal
     epc_call dispatch = *call;
     dispatch.epoch = p->comm.state->ll_epoch[p->slot];
     bool ok = true;
-    for (int i = (int)threadIdx.x; i < p->num_tokens * p->topk; i += (int)blockDim.x) {
-        int id = p->saved_ids[i];
+    for (int i = (int)threadIdx.x;; i += (int)blockDim.x) {
+        int t = i / p->topk * (int)gridDim.x + (int)blockIdx.x, k = i % p->topk;
+        if (t >= p->num_tokens)
+            break;
+        int id = p->saved_ids[t * p->topk + k], position = p->position[t * p->topk + k];
         epc_entry entry = -1;
-        if (p->verify) {
-            int64_t at = i / p->topk * p->id_stride + i % p->topk;
-            int64_t now =
-                p->id_bytes == 8 ? ((const int64_t *)p->ids)[at] : ((const int32_t *)p->ids)[at];
-            if (now != id && !(id < 0 && now >= 0 && now < p->num_experts &&
-                               epc_is_masked(&p->comm, p->expert_rank[now])))
-                epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)(i / p->topk),
-                              (uint32_t)(i % p->topk), (uint32_t)now, (uint32_t)(now >> 32), 1);
-        }
-        if (id >= 0 && !epc_is_masked(&p->comm, p->expert_rank[id])) {
+        if (p->verify)
+            epc_check_id(p, call, t, k, id);
+        if (id >= 0) {
+            int rank = p->expert_rank[id], local = p->expert_local[id];
             uint32_t first = 0;
-            ok &= epc_wait_word(&dispatch, p->expert_rank[id], begin + id, &first);
-            int64_t row = (int64_t)first + p->position[i];
-            if (row < p->expert_rows)
-                entry =
-                    (epc_entry)((uint64_t)(uint32_t)p->expert_rank[id] << 32 |
-                                (uint32_t)((int64_t)p->expert_local[id] * p->expert_rows + row));
+            if (!epc_is_masked(&p->comm, rank)) {
+                ok &= epc_wait_word(&dispatch, rank, begin + id, &first);
+                int64_t row = (int64_t)first + position;
+                if (row < p->expert_rows)
+                    entry = (epc_entry)((uint64_t)(uint32_t)rank << 32 |
+                                        (uint32_t)((int64_t)local * p->expert_rows + row));
+            }
         }
         entries[i] = entry;
     }
-    return __syncthreads_and(ok);
+    return ok;
 }
 
 static __device__ epc_combine_rows epc_ll_rows_of(const epc_ll_params *p,
@@ -607,6 +718,7 @@ static __device__ epc_combine_rows epc_ll_rows_of(const epc_ll_params *p,
     epc_combine_rows rows;
     rows.from = from;
     rows.entries = entries;
+    rows.own = 1;
     rows.width = p->topk;
     rows.num_tokens = p->num_tokens;
     rows.hidden = p->hidden;
@@ -626,9 +738,12 @@ static __device__ epc_combine_rows epc_ll_rows_of(const epc_ll_params *p,
 static __device__ void epc_sum_outputs(const epc_ll_params *p, const epc_call *call,
                                        epc_combine_sources *from, uint8_t *memory)
 {
-    epc_entry *entries = p->entries + (int64_t)blockIdx.x * p->num_tokens * p->topk;
+    int most = (p->num_tokens + (int)gridDim.x - 1) / (int)gridDim.x * p->topk; /* of a block */
+    epc_entry *entries = p->entries ? p->entries + (int64_t)blockIdx.x * most : (epc_entry *)memory;
+    if (!p->entries)
+        memory += (most * (int)sizeof *entries + 127) / 128 * 128;
     bool ok = epc_list_rows(p, call, entries);
-    if (!epc_gather_outputs(p, call, from) || !ok)
+    if (!epc_gather_outputs(p, call, from, ok))
         return;
     epc_combine_rows rows = epc_ll_rows_of(p, from, entries);
     uint64_t bits = 0;
@@ -652,7 +767,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     epc_call call = epc_begin_ll(&p, p.comm.state->ll_combine[p.slot] + both, EPC_LL_ABORT_Y);
     if (both) {
         epc_prepare_outputs(&p, &call);
-        bool first = p.y ? epc_is_last_to_arrive(&call) : blockIdx.x == 0;
+        bool first = p.y ? epc_is_last_to_add(&call.state->arrived) : blockIdx.x == 0;
         if (first)
             epc_announce_outputs(&p, &call);
     }

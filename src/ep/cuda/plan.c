@@ -50,6 +50,8 @@ static ep_status put_table(epc_buffer *b, epc_table *table, const epi_experts *e
     size_t at = 0;
     for (int r = 0; r < b->num_ranks; r++) {
         size_t first = at;
+        if (r == b->rank)
+            table->first = (int)at;
         for (size_t e = 0; e < n; e++)
             if (experts->rank[e] == r)
                 order[at++] = (int32_t)e;

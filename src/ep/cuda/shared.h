@@ -289,6 +289,7 @@ enum epc_y_field {
     EPC_Y_ENCODED,
     EPC_Y_FIELDS
 };
+#define EPC_Y_FAILED 2u /* in every field of a rank that gave the call up */
 
 /* One result's area, the same layout on every rank; 64-bit words carry their epoch. */
 typedef struct epc_ll_area {
@@ -320,6 +321,7 @@ typedef struct epc_ll_params {
     int64_t offset[EPC_MAX_RANKS];
     int32_t max_local; /* the most experts of any rank: stride of bits */
     const int32_t *expert_rank, *expert_local, *expert_order;
+    int32_t first_expert; /* of this rank's in expert_order */
 
     /* send */
     const uint8_t *x;
@@ -350,7 +352,7 @@ typedef struct epc_ll_params {
     int64_t weight_stride;
     uint8_t *out;
     int64_t out_stride;
-    epc_entry *entries; /* scratch [blocks, T, K] */
+    epc_entry *entries; /* scratch [T, K], or NULL: in shared memory, before the ring */
     int32_t bulk, pieces, piece_bytes, slots;
 } epc_ll_params;
 
