@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # Runs the Python tests on a machine with a GPU, which the ranks share under MPS:
-# this project's on CUDA tensors, and DeepEP's own with this deep_ep.
+# this project's on CUDA tensors, what Python adds to a call, and DeepEP's own tests
+# with this deep_ep. About a minute, and as much again for each number of DeepEP's ranks.
 # usage: tools/gpu_python.sh [--deepep DIR] [--ranks "2 4 8"] [--python PYTHON]
 #   DIR  tests/ of a DeepEP v1.2.1 checkout, see deepep_tests.sh
 # Needs torch with CUDA; pytest for this project's tests.
@@ -41,6 +42,7 @@ status=0
 "$python" -m entrepot.doctor || status=1
 EP_TEST_CUDA=1 timeout 400 "$python" -m pytest -q -x -p no:cacheprovider -k cuda \
     bindings/python/tests || status=1
+timeout 60 "$python" bench/python_overhead.py --cuda --iterations 1000 || status=1
 if [ -n "$deepep" ]; then
     tools/deepep_tests.sh "$deepep" --device cuda --ranks "$ranks" --python "$python" || status=1
 fi

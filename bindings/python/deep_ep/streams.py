@@ -154,19 +154,30 @@ class CudaOrder:
         return EventOverlap(EventHandle._of_stream(self._launch), tuple(tensors))
 
 
-def layout_on_device(topk_idx: Any, num_experts: int, num_ranks: int) -> Tuple[Any, Any, Any]:
-    """Tokens per rank and per expert, and membership, without waiting for the device."""
-    torch = torch_module()
-    tokens, device = topk_idx.shape[0], topk_idx.device
-    local = num_experts // num_ranks
-    ids = topk_idx.long() + 1  # 0: no expert; its column is cut off below
-    one = torch.ones(1, dtype=torch.int32, device=device).expand(ids.numel())
-    per_expert = torch.zeros(num_experts + 1, dtype=torch.int32, device=device)
-    per_expert.scatter_add_(0, ids.flatten(), one)
-    in_rank = torch.zeros((tokens, num_ranks + 1), dtype=torch.bool, device=device)
-    in_rank.scatter_(1, (ids + (local - 1)) // local, True)
-    in_rank = in_rank[:, 1:].contiguous()
-    return in_rank.sum(dim=0, dtype=torch.int32), per_expert[1:], in_rank
+class DeviceLayout:
+    """Where tokens of a device go, counted by torch without waiting for it, in few launches."""
+
+    def __init__(self, num_experts: int, num_ranks: int, device: Any):
+        torch = torch_module()
+        self._num_experts, self._num_ranks = num_experts, num_ranks
+        # Ids are moved up by one: column 0 is that of "no expert", and cut off in the end.
+        shifted = torch.arange(num_experts + 1, device=device)
+        local = num_experts // num_ranks
+        self._column = (shifted + (local - 1)) // local
+        self._one = torch.ones(1, dtype=torch.int32, device=device)
+
+    def __call__(self, topk_idx: Any) -> Tuple[Any, Any, Any]:
+        """Tokens per rank and per expert, and membership."""
+        torch = torch_module()
+        tokens, experts, columns = topk_idx.shape[0], self._num_experts + 1, self._num_ranks + 1
+        ids = topk_idx.long() + 1
+        zeros = torch.zeros(4 * experts + tokens * columns, dtype=torch.uint8, device=ids.device)
+        per_expert = zeros[: 4 * experts].view(torch.int32)
+        per_expert.scatter_add_(0, ids.flatten(), self._one.expand(ids.numel()))
+        in_rank = zeros[4 * experts :].view(torch.bool).view(tokens, columns)
+        in_rank.scatter_(1, torch.take(self._column, ids), True)
+        in_rank = in_rank[:, 1:].contiguous()
+        return in_rank.sum(dim=0, dtype=torch.int32), per_expert[1:], in_rank
 
 
 def default_kind() -> Kind:

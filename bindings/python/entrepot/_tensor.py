@@ -390,6 +390,13 @@ def empty(shape: Any, dtype: int, kind: Kind) -> Any:
     return np.empty(shape, TO_NUMPY[dtype])
 
 
+def empty_like(like: Any, shape: Any, dtype: int, kind: Kind) -> Any:
+    """empty() beside a tensor of that dtype and kind, which torch makes sooner."""
+    if kind.torch and _from_torch.get(like.dtype) == dtype:
+        return like.new_empty(shape)
+    return empty(shape, dtype, kind)
+
+
 def torch_view_of(array: np.ndarray) -> Any:
     """The torch tensor over a NumPy array's memory."""
     carrier = _CARRIER.get(array.dtype)

@@ -24,6 +24,7 @@ from ._tensor import (
     describe,
     dtype_code,
     empty,
+    empty_like,
     fill,
     kind_of,
     torch_module,
@@ -179,13 +180,16 @@ class Buffer(LowLatency):
         args.num_experts = num_experts
         if expert_rank is not None:
             args.expert_rank = expert_ranks(expert_rank, num_experts, keep)
-        args.wire = choose(_WIRES, "wire", wire)
-        args.scale = choose(SCALES, "scale", scale)
-        args.layout = choose(_LAYOUTS, "layout", layout)
+        if wire != "input" or scale != "f32":
+            args.wire = choose(_WIRES, "wire", wire)
+            args.scale = choose(SCALES, "scale", scale)
+        by_expert = layout != "token" and choose(_LAYOUTS, "layout", layout) == 1
+        if by_expert:
+            args.layout = 1
         args.expert_alignment = expert_alignment
         args.num_worst_tokens = num_worst_tokens
         shape = shape or (0,)  # one that is wrong is the library's to refuse
-        made = Made(shape[0], shape[-1], args.layout == 1)
+        made = Made(shape[0], shape[-1], by_expert)
         return self._receive(
             lib.ep_dispatch,
             args,
@@ -369,13 +373,15 @@ class Buffer(LowLatency):
             fill(args, CombineArgs.bias.offset + i * _TENSOR_BYTES, describe(b, "bias"))
             keep.append(b)
         if out is None:
-            out = empty((handle.num_tokens, *rows[1:]), args.y.dtype, kind)
+            out = empty_like(y, (handle.num_tokens, *rows[1:]), args.y.dtype, kind)
         put(args, CombineArgs.out, out, keep)
         out_weights = None
         if topk_weights is not None:
             weights = put(args, CombineArgs.topk_weights, topk_weights, keep)
             if not handle.by_expert:
-                out_weights = empty((handle.num_tokens, *weights[1:]), F32, kind)
+                out_weights = empty_like(
+                    topk_weights, (handle.num_tokens, *weights[1:]), F32, kind
+                )
                 put(args, CombineArgs.out_weights, out_weights, keep)
         args.handle = handle.pointer
         self._order(args, kind, previous, stream, num_sms)

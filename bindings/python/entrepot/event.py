@@ -79,7 +79,7 @@ class Event(Generic[T]):
                 status = lib.ep_event_stream_wait(self._pointer, stream)
                 if status:
                     raise_status(status)
-            self._followed = True
+            self._followed = self._early = True
 
     @property
     def followed(self) -> bool:

@@ -9,7 +9,7 @@ from ._abi import LlCombineArgs, LlDispatchArgs
 from ._args import SCALES, choose, expert_ranks, put
 from ._lib import check, lib
 from ._owner import Owner
-from ._tensor import BF16, CUDA, E4M3, empty, kind_of, view
+from ._tensor import BF16, CUDA, E4M3, empty_like, kind_of, view
 from .event import Event
 from .results import LlReceived
 
@@ -169,7 +169,7 @@ class LowLatency:
         weights = put(args, LlCombineArgs.topk_weights, topk_weights, keep)
         kind = kind_of(y)
         if out is None:
-            out = empty((weights[0], rows[-1]), BF16, kind)
+            out = empty_like(y, (weights[0], rows[-1]), BF16, kind)
         put(args, LlCombineArgs.out, out, keep)
         if wait_cost is not None:
             put(args, LlCombineArgs.wait_cost, wait_cost, keep)

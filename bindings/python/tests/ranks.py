@@ -19,9 +19,18 @@ def _rank_main(function, rank, addresses, pipe, args):
         if torch is not None:
             torch.set_num_threads(1)
         group = entrepot.Group.from_addresses(addresses, rank)
-        pipe.send((True, function(group, *args)))
+        answer = True, function(group, *args)
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        answer = False, traceback.format_exc()
+    _settle_device()
+    pipe.send(answer)
+
+
+def _settle_device():
+    """A process that ends while its kernels run keeps the device busy for the next ones."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def run_processes(num_ranks, function, *args, seconds=120):
