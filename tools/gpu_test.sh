@@ -59,12 +59,12 @@ line() { # line PART PATH WHAT COMMAND...: runs it and prints a row; its output 
     printf '%-10s %-5s %-62s %4d s  %s\n' "$part" "$path" "$what" $((SECONDS - start)) "$result"
     [ $code -eq 0 ] || {
         failed=$((failed + 1))
-        grep -vE '^\[ +(RUN|OK)|^$' "$work/log" | tail -12 | cut -c1-240 | sed 's/^/    | /'
+        grep -vE '^\[|FAILED TEST|SKIPPED TEST|^$' "$work/log" | head -12 | cut -c1-240 | sed 's/^/    | /'
+        grep -E '^\[  FAILED' "$work/log" | sort -u | head -6 | sed 's/^/    | /'
     }
 }
 
-# The same programs as on the CPU; EP_TEST_DEVICE has them use devices. Small worlds with ranks as
-# threads: a process for each of so many groups would start the runtime each time.
+# The same programs as on the CPU; EP_TEST_DEVICE has them use devices.
 suites() {
     local path
     for path in $paths; do
@@ -78,9 +78,9 @@ suites() {
         line suites "$path" "low_latency_stress_test, 100 steps" \
             env EP_TEST_DEVICE=cuda EP_STRESS_CALLS=100 "$build/bin/low_latency_stress_test"
         line suites "$path" "exhaustive_test, 40 worlds a space" \
-            env EP_TEST_DEVICE=cuda EP_TEST_TRANSPORT=threads EP_EXHAUSTIVE=40 "$build/bin/exhaustive_test"
+            env EP_TEST_DEVICE=cuda EP_EXHAUSTIVE=40 "$build/bin/exhaustive_test"
         line suites "$path" "exhaustive_ll_test, 100 worlds a space" \
-            env EP_TEST_DEVICE=cuda EP_TEST_TRANSPORT=threads EP_EXHAUSTIVE=100 "$build/bin/exhaustive_ll_test"
+            env EP_TEST_DEVICE=cuda EP_EXHAUSTIVE=100 "$build/bin/exhaustive_ll_test"
     done
 }
 

@@ -189,28 +189,42 @@ static int run_world(ep_buffer *buffer, const struct world *w, int rank)
     return check_out(w, rank, weights, out);
 }
 
-static int run_rank(ep_group *group, void *argument)
+static int run_walk(ep_buffer *buffer, const struct walk *walk, int rank)
 {
-    const struct walk *walk = argument;
     const struct space *s = &walk->space;
-    ep_buffer *buffer;
-    TEST_OK(ep_buffer_create(group, NULL, &buffer));
     int failed = 0;
     for (int64_t n = walk->first; n < walk->total && !failed; n += walk->step) {
         struct world w = {.s = s, .number = n, .room = walk->room};
         write_world(s, &walk->all, n, w.ids);
         for (int r = 0; r < s->ranks; r++) /* now and then a rank has fewer */
             w.tokens[r] = s->tokens - (n % 5 == 3 + r);
-        failed = run_world(buffer, &w, ep_group_rank(group));
+        failed = run_world(buffer, &w, rank);
         if (failed)
             fprintf(stderr, "R=%d T=%d K=%d E=%d room=%d: world %lld\n", s->ranks, s->tokens,
                     s->topk, (int)s->experts, (int)walk->room, (long long)n);
     }
+    return failed;
+}
+
+/* Every space of one number of ranks, with room for all rows and for one. */
+struct walks {
+    struct walk walk[2 * MOST_EXPERTS * MOST_TOPK * MOST_TOKENS];
+    int count;
+};
+
+static int run_rank(ep_group *group, void *argument)
+{
+    const struct walks *walks = argument;
+    ep_buffer *buffer;
+    TEST_OK(ep_buffer_create(group, NULL, &buffer));
+    int failed = 0;
+    for (int i = 0; i < walks->count && !failed; i++)
+        failed = run_walk(buffer, &walks->walk[i], ep_group_rank(group));
     ep_buffer_destroy(buffer);
     return failed;
 }
 
-static void walk_space(const struct space *s)
+static void add_space(struct walks *walks, const struct space *s)
 {
     struct walk walk = {.space = *s, .all = choices_of(s)};
     int64_t budget = rng_env_number("EP_EXHAUSTIVE", TEST_SANITIZED ? 60 : 200000);
@@ -220,23 +234,27 @@ static void walk_space(const struct space *s)
     const int64_t rooms[] = {(int64_t)s->ranks * s->tokens, 1};
     for (int i = 0; i < 2; i++) {
         walk.room = rooms[i];
-        assert_int_equal(test_run_groups(test_transport("threads"), s->ranks, run_rank, &walk), 0);
+        walks->walk[walks->count++] = walk;
     }
     print_message(
         "R=%d T=%d K=%d E=%d: %lld of %lld worlds\n", s->ranks, s->tokens, s->topk, (int)s->experts,
         (long long)((walk.total - walk.first + walk.step - 1) / walk.step), (long long)walk.total);
-    free(walk.all.rows);
 }
 
 static void all_small_worlds(void **state)
 {
     (void)state;
     struct space s;
-    for (s.ranks = 1; s.ranks <= MOST_RANKS; s.ranks++)
+    for (s.ranks = 1; s.ranks <= MOST_RANKS; s.ranks++) {
+        struct walks walks = {.count = 0};
         for (s.experts = 1; s.experts <= MOST_EXPERTS; s.experts++)
             for (s.topk = 1; s.topk <= s.experts && s.topk <= MOST_TOPK; s.topk++)
                 for (s.tokens = 1; s.tokens <= MOST_TOKENS; s.tokens++)
-                    walk_space(&s);
+                    add_space(&walks, &s);
+        assert_int_equal(test_run_groups(test_transport("threads"), s.ranks, run_rank, &walks), 0);
+        for (int i = 0; i < walks.count; i += 2) /* both rooms have the same choices */
+            free(walks.walk[i].all.rows);
+    }
 }
 
 int main(void)

@@ -13,15 +13,23 @@
 #include "support/test.h"
 #include "support/world.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
-enum { CHUNK = 400 };
+enum { MOST_RANKS = 3, MOST_EXPERTS = 4, MOST_TOPK = 3, MOST_TOKENS = 3 };
+enum { CHUNK = 800, CELLS = MOST_RANKS * MOST_TOKENS * MOST_TOPK, SPACES = 100 };
+
+/* Worlds to be run together, of one number of ranks; starting ranks takes longer than a world. */
+static struct scenario list[CHUNK];
+static int64_t traces[CHUNK / 2][CELLS];
+static char names[SPACES][32];
+static int count, num_names;
 
 /* What the routing does not settle changes with the world's number. */
-static struct scenario scenario_of(const struct space *s, int64_t number, const int64_t *trace,
-                                   ep_row_layout layout)
+static struct scenario scenario_of(const struct space *s, const char *name, int64_t number,
+                                   const int64_t *trace, ep_row_layout layout)
 {
-    return (struct scenario){.name = "small world",
+    return (struct scenario){.name = name,
                              .seed = (uint64_t)number,
                              .num_ranks = s->ranks,
                              .max_tokens = s->tokens,
@@ -45,44 +53,45 @@ static int64_t budget_of(const struct space *s)
     return rng_env_number("EP_EXHAUSTIVE", usual);
 }
 
-static int64_t walk(const struct space *s)
+static void run_list(void)
+{
+    if (count &&
+        world_run("threads", list, count, SCENARIO_COMBINE | SCENARIO_DISPATCH_BACKWARD) != 0)
+        fail_msg("EP_TEST_SEED=%llu", (unsigned long long)rng_env_seed(1));
+    count = 0;
+}
+
+static void walk(const struct space *s)
 {
     struct choices all = choices_of(s);
-    int64_t total = worlds_of(s, &all), done = 0, cells = s->ranks * s->tokens * s->topk;
+    int64_t total = worlds_of(s, &all), done = 0;
     int64_t step = world_step(total, budget_of(s), all.count);
-    int64_t number = (int64_t)rng_env_seed(1) % step;
-    struct scenario *list = test_zeros(2 * CHUNK, sizeof *list);
-    int64_t *traces = test_zeros(CHUNK * cells, sizeof *traces);
-    while (number < total) {
-        int count = 0;
-        for (; count < CHUNK && number < total; count++, number += step) {
-            int64_t *trace = traces + count * cells;
-            write_world(s, &all, number, trace);
-            list[2 * count] = scenario_of(s, number, trace, EP_ROWS_BY_TOKEN);
-            list[2 * count + 1] = scenario_of(s, number, trace, EP_ROWS_BY_EXPERT);
-        }
-        if (world_run("threads", list, 2 * count, SCENARIO_COMBINE | SCENARIO_DISPATCH_BACKWARD))
-            fail_msg("R=%d T=%d K=%d E=%d: EP_TEST_SEED=%llu", s->ranks, s->tokens, s->topk,
-                     (int)s->experts, (unsigned long long)rng_env_seed(1));
-        done += count;
+    char *name = names[num_names++ % SPACES];
+    snprintf(name, sizeof names[0], "R=%d T=%d K=%d E=%d", s->ranks, s->tokens, s->topk,
+             (int)s->experts);
+    for (int64_t number = (int64_t)rng_env_seed(1) % step; number < total; number += step, done++) {
+        int64_t *trace = traces[count / 2];
+        write_world(s, &all, number, trace);
+        list[count++] = scenario_of(s, name, number, trace, EP_ROWS_BY_TOKEN);
+        list[count++] = scenario_of(s, name, number, trace, EP_ROWS_BY_EXPERT);
+        if (count == CHUNK)
+            run_list();
     }
-    print_message("R=%d T=%d K=%d E=%d: %lld of %lld worlds\n", s->ranks, s->tokens, s->topk,
-                  (int)s->experts, (long long)done, (long long)total);
-    free(list);
-    free(traces);
+    print_message("%s: %lld of %lld worlds\n", name, (long long)done, (long long)total);
     free(all.rows);
-    return done;
 }
 
 static void all_small_worlds(void **state)
 {
     (void)state;
     struct space s;
-    for (s.ranks = 1; s.ranks <= 3; s.ranks++)
-        for (s.experts = 1; s.experts <= 4; s.experts++)
-            for (s.topk = 1; s.topk <= s.experts && s.topk <= 3; s.topk++)
-                for (s.tokens = 1; s.tokens <= 3; s.tokens++)
+    for (s.ranks = 1; s.ranks <= MOST_RANKS; s.ranks++) {
+        for (s.experts = 1; s.experts <= MOST_EXPERTS; s.experts++)
+            for (s.topk = 1; s.topk <= s.experts && s.topk <= MOST_TOPK; s.topk++)
+                for (s.tokens = 1; s.tokens <= MOST_TOKENS; s.tokens++)
                     walk(&s);
+        run_list();
+    }
 }
 
 int main(void)
