@@ -53,5 +53,6 @@ ep_status epc_align(epc_buffer *b)
         state.ll_failed[i] = c.value[LL_DISPATCH + i];
     }
     b->serial = c.value[SERIAL];
+    b->lost = 0;
     return epi_gpu_put(b->comm.state, &state, sizeof state);
 }

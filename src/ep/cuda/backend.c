@@ -122,6 +122,7 @@ static void destroy_device(epc_buffer *b)
         epi_gpu_event_wait(b->last_done);
     if (b->reports)
         epc_collect(b);
+    epc_ll_await_readers(b);
     free_flights(b->flights);
     free_flights(b->kept);
     epc_ll_destroy(b);

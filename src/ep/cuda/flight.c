@@ -54,6 +54,7 @@ static const char *const field_names[EPC_AGREED] = {
 static void note_late(const epc_flight *flight, uint64_t late)
 {
     ep_group *group = flight->owner->buffer->group;
+    flight->owner->lost |= late;
     for (int r = 0; r < flight->owner->num_ranks; r++)
         atomic_store(&group->late[r], late >> r & 1);
 }

@@ -131,6 +131,7 @@ typedef struct epc_buffer {
     epc_flight *kept; /* captured: what they use stays as long as the buffer */
     ep_status failed; /* a call without an event failed; reported by the next one */
     char failure[EPI_ERROR_MAX];
+    uint64_t lost; /* ranks that a call did not hear from */
     epc_table *tables;
     epc_block *scratch, *old_scratch[32];
     int num_old;
@@ -248,6 +249,8 @@ void epc_ll_recv_retire(void *owner);
 void epc_ll_recv_release(void *owner);
 void epc_ll_handle_free(ep_handle *handle);
 void epc_ll_destroy(epc_buffer *b);
+/* Until no peer reads this rank's window any more for a low-latency call; at most the timeout. */
+void epc_ll_await_readers(epc_buffer *b);
 /* This rank's part of a low-latency call that it refuses. */
 ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status);
 ep_status epc_run_second(epc_flight *flight, void *stream);

@@ -15,6 +15,7 @@ typedef struct epc_ll_shape {
 
 typedef struct epc_ll_slot {
     struct epc_ll_handle *result; /* that has the slot's memory; NULL: it is free */
+    bool used, combined;          /* by a dispatch, by a combine */
     epc_block *own;               /* x, scales and the small arrays of results */
     uint8_t *x;
     uint32_t *scales;

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static void lay_out(const epc_buffer *b, epc_ll *ll)
 {
@@ -211,4 +212,52 @@ void epc_ll_refuse_memory(epc_buffer *b, ep_status status)
     if (all)
         exchange(b, &own, all);
     free(all);
+}
+
+/* ---------------------------------------------------------------- the end */
+
+static bool reached(uint32_t have, uint32_t want)
+{
+    return (int32_t)(have - want) >= 0;
+}
+
+/* Whether the rank of these flags has done with all that this rank let it read. */
+static bool has_read(const epc_ll *ll, const epc_state *state, const uint32_t *flags)
+{
+    bool done = true;
+    for (int i = 0; i < 2; i++) {
+        const uint32_t *of_slot = flags + EPC_FLAG_LL + i * EPC_LL_FLAGS;
+        if (ll->slot[i].used)
+            done &= reached(of_slot[EPC_LL_PULLED], state->ll_epoch[i]);
+        if (ll->slot[i].combined)
+            done &= reached(of_slot[EPC_LL_READ], state->ll_combine[i]);
+    }
+    return done;
+}
+
+static bool all_have_read(const epc_buffer *b, const epc_state *state, uint32_t *flags)
+{
+    size_t bytes = (size_t)b->num_ranks * EPC_NUM_FLAGS * sizeof *flags;
+    if (epi_gpu_get(flags, b->segments[0].memory, bytes) != EP_OK)
+        return true; /* a device that fails is not waited for */
+    for (int r = 0; r < b->num_ranks; r++)
+        if (r != b->rank && !b->buffer->group->masked[r] && !(b->lost >> r & 1) &&
+            !has_read(b->ll, state, flags + r * EPC_NUM_FLAGS))
+            return false;
+    return true;
+}
+
+void epc_ll_await_readers(epc_buffer *b)
+{
+    static const struct timespec nap = {0, 1000000};
+    epc_state state;
+    if (!b->ll || epi_gpu_get(&state, b->comm.state, sizeof state) != EP_OK)
+        return;
+    uint32_t *flags = malloc((size_t)b->num_ranks * EPC_NUM_FLAGS * sizeof *flags);
+    for (int64_t ms = 0; flags && ms < b->buffer->group->timeout_ms; ms++) {
+        if (all_have_read(b, &state, flags))
+            break;
+        nanosleep(&nap, NULL);
+    }
+    free(flags);
 }

@@ -293,6 +293,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
     }
     b->ll->calls++;
     b->ll->slot[slot].result = ((epc_handle *)handle->device)->ll;
+    b->ll->slot[slot].used = true;
     flight->handle = handle; /* holds it; the result does so too, and the handle ends with both */
     fill_recv(b, slot, args->scales_by_column, handle, recv);
     return epc_launched(flight, event);
@@ -458,6 +459,7 @@ ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args,
         epc_cancel(flight);
         return epc_reject(buffer, "ep_ll_combine", status);
     }
+    own->ll->slot[own->core->slot].combined = true;
     flight->handle = args->handle;
     atomic_fetch_add(&flight->handle->holders, 1);
     return epc_launched(flight, event);
