@@ -281,7 +281,7 @@ def _late(group, world):
     step()
     torch.cuda.synchronize()
     if rank == 0:
-        group.timeout_ms = 1000
+        group.timeout_ms = 400
         with pytest.raises(entrepot.WaitTimeoutError, match="rank 1"):
             step()
             torch.cuda.synchronize()
