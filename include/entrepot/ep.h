@@ -102,7 +102,8 @@ EP_API ep_status ep_buffer_query(const ep_buffer *buffer, ep_buffer_info *info);
 
 /**
  * Time this rank's calls on the buffer have spent waiting for each rank, all
- * calls of both modes since the last reset: who is late. Local.
+ * calls of both modes since the last reset: who is late. Local. Calls on an accelerator are
+ * not counted here: there wait_cost of a low-latency call tells.
  *
  * @param ns     [R] nanoseconds
  * @param reset  not 0: counting starts anew

@@ -358,8 +358,10 @@ ep_status on_device_combine_backward(ep_buffer *buffer, const ep_combine_backwar
 
 void on_device_recv_release(ep_recv *recv)
 {
-    if (recv && recv->owner)
+    if (recv && recv->owner && on_device()) {
         drop_views(recv->owner);
+        recv->x.device = test_device.type; /* as the library made it: it looks there */
+    }
     ep_recv_release(recv);
 }
 
