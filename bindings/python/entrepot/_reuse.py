@@ -35,7 +35,8 @@ class Reuse:
         """A call on `stream` is about to be made."""
         if stream not in self._streams:
             self._join(stream)
-        while self._marks:
+        # A graph can't wait for what was not captured; whoever captures it sees to the order.
+        while self._marks and not torch_module().cuda.is_current_stream_capturing():
             self._external(stream).wait_event(self._marks.popleft())
 
     def _join(self, stream: int) -> None:

@@ -136,6 +136,12 @@ def _normal_graph(group, world):
 
     for _ in range(2):
         step()
+    # Rows of a call on the communication stream, given up just before.
+    layout = buffer.get_dispatch_layout(idx, world.experts)
+    args = {"num_tokens_per_expert": layout[2], "is_token_in_rank": layout[3]}
+    rows = buffer.dispatch(x, topk_idx=idx, async_finish=True, **args)
+    rows[5].current_stream_wait()
+    del rows
     torch.cuda.synchronize()
     group.barrier()
     graph = torch.cuda.CUDAGraph()
