@@ -46,7 +46,8 @@ def _layer(buffer, world, rank, hook, gone, arrays):
         ]
         assert count[e] == len(rows)
         want = np.array([world.x[s][t] for s, t in rows], bfloat16).reshape(-1, world.hidden)
-        np.testing.assert_array_equal(rows_here[e, : len(rows)].view(np.uint16), want.view(np.uint16))
+        got = rows_here[e, : len(rows)]
+        np.testing.assert_array_equal(got.view(np.uint16), want.view(np.uint16))
     combined, _, receive = buffer.low_latency_combine(
         recv, idx, weights, handle, return_recv_hook=hook
     )
