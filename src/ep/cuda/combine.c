@@ -23,15 +23,16 @@ static void hold_block(epc_flight *flight, epc_block *block)
 static ep_status stage(epc_flight *flight, const ep_tensor *tensor, int64_t rows, size_t row_bytes,
                        epc_block **block)
 {
-    size_t element = ep_dtype_size(tensor->dtype);
-    *block = epc_take_shared_waiting(flight, (size_t)rows * row_bytes);
+    const epc_buffer *b = flight->owner;
+    size_t element = ep_dtype_size(tensor->dtype), bytes = (size_t)rows * row_bytes;
+    *block = epc_take_shared_waiting(flight, bytes);
     if (!*block)
-        return epi_fail(EP_ERR_CAPACITY,
-                        "%s: the window has no %zu bytes in one piece for a copy of rows in memory "
-                        "that peers can't "
-                        "reach; create the buffer with a larger window_bytes, or place them with "
-                        "ep_buffer_alloc",
-                        flight->call, (size_t)rows * row_bytes);
+        return epi_fail(
+            EP_ERR_CAPACITY,
+            "%s: rows in memory that peers can't reach take %zu bytes of the window in one "
+            "piece, it has %zu; this call can't wait for it to grow: release results, place the "
+            "rows with ep_buffer_alloc, or create the buffer with window_bytes of %zu or more",
+            flight->call, bytes, epc_largest_piece(b), epc_window_bytes(b) + bytes);
     hold_block(flight, *block);
     return epi_gpu_copy_rows((*block)->memory, row_bytes, tensor->data,
                              (size_t)tensor->stride[0] * element, row_bytes, (size_t)rows,

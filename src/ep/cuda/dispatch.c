@@ -62,9 +62,8 @@ static void describe_routing(epc_dispatch *d, const ep_dispatch_args *args, cons
     p->worst = args->num_worst_tokens;
     if (d->cached)
         return;
-    /* A combine to come may have to copy its rows to the window and can't wait for it to grow. */
-    if (!p->worst && d->flight->owner->num_shared < EPC_MAX_SEGMENTS)
-        p->spare = handle->hidden * (p->dtype == EPC_F32 ? 4 : 2);
+    if (!p->worst && d->flight->owner->num_shared < EPC_MAX_SEGMENTS) /* rows, weights, tokens */
+        p->spare = handle->hidden * (p->dtype == EPC_F32 ? 4 : 2) + 4 * handle->topk + 4;
     p->expert_rank = table->rank;
     p->expert_local = table->local;
     p->expert_order = table->order;
@@ -120,7 +119,10 @@ static ep_status offer_region(epc_dispatch *d)
         d->region = epc_take_largest(b);
     d->params.place = d->region ? d->region->segment : 0;
     d->params.offset = d->region ? d->region->memory - b->segments[d->region->segment].memory : 0;
-    d->params.bytes = d->region ? (int64_t)d->region->bytes : 0;
+    d->params.pieces[0] = d->region ? (int64_t)d->region->bytes : 0;
+    epc_free_pieces(b, &d->params.pieces[1], EPC_PIECES - 1);
+    for (int i = 1; i < EPC_PIECES; i++)
+        d->params.pieces[i] -= d->params.pieces[i] % EPC_PIECE_UNIT; /* what the others see */
     d->params.region = d->region ? d->region->memory : NULL;
     return EP_OK;
 }
@@ -286,23 +288,32 @@ static ep_status read_counts(epc_dispatch *d)
     return EP_OK;
 }
 
+/* What this rank lacks for its rows and for the calls that may follow; 0: nothing. */
+static size_t missing_bytes(const epc_dispatch *d, int64_t rows)
+{
+    const epc_buffer *b = d->flight->owner;
+    const epc_dispatch_params *p = &d->params;
+    int64_t end = epc_region_of(&p->shape, rows).end;
+    size_t all = (size_t)(end + EPC_FOLLOWERS * epc_follower_bytes(end, rows, p->spare));
+    if (epc_has_room(p->pieces, end, rows, p->spare))
+        return 0;
+    if (p->spare && epc_window_bytes(b) + all <= b->buffer->config.window_max_bytes)
+        return all;
+    return end > p->pieces[0] ? (size_t)end : 0; /* what follows takes its chance */
+}
+
 /* The kernel ended because some rank's rows had no room: all ranks know, and all come here. */
 static ep_status make_room(epc_dispatch *d)
 {
     epc_flight *flight = d->flight;
     epc_buffer *b = flight->owner;
     EPI_TRY(epc_await_end(flight));
-    int64_t rows = flight->report->rows;
-    size_t bytes = (size_t)epc_region_of(&d->params.shape, rows).end,
-           spare = (size_t)(rows * d->params.spare);
-    if (epc_window_bytes(b) + bytes + spare <= b->buffer->config.window_max_bytes)
-        bytes += spare;
+    size_t bytes = missing_bytes(d, flight->report->rows);
     d->params.spare = 0; /* what can be had is had: now only the region counts */
     epc_block *old = d->region;
     d->region = NULL;
     epc_give(b, old);
-    bool enough = (int64_t)bytes <= d->params.bytes;
-    EPI_TRY(epc_grow(b, flight->call, enough ? 0 : bytes));
+    EPI_TRY(epc_grow(b, flight->call, bytes));
     if (++b->serial == 0)
         ++b->serial;
     flight->serial = b->serial;
@@ -447,6 +458,19 @@ static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
     return offer_region(d);
 }
 
+static ep_status no_room(const epc_dispatch *d)
+{
+    const epc_buffer *b = d->flight->owner;
+    int64_t rows = known_rows(d);
+    size_t bytes = (size_t)epc_region_of(&d->params.shape, rows).end;
+    return epi_fail(EP_ERR_CAPACITY,
+                    "%s: %lld rows (%s) take %zu bytes in one piece, the window has %zu; this call "
+                    "can't wait for it to grow: release results, or create the buffer with "
+                    "window_bytes of %zu or more",
+                    d->flight->call, (long long)rows, d->cached ? "of handle" : "num_worst_tokens",
+                    bytes, epc_largest_piece(b), epc_window_bytes(b) + bytes);
+}
+
 /* Worst-case and cached modes: all is known, nothing is waited for. */
 static ep_status complete_known(epc_dispatch *d, ep_event **event)
 {
@@ -454,12 +478,7 @@ static ep_status complete_known(epc_dispatch *d, ep_event **event)
     atomic_fetch_add(&d->handle->holders, 1);
     flight->handle = d->handle;
     /* Without a region there are no rows to point at; the kernel tells the other ranks. */
-    ep_status status = d->region ? publish(d)
-                                 : epi_fail(EP_ERR_CAPACITY,
-                                            "%s: the window has no room in one piece for %lld rows "
-                                            "and this call can't wait for it to grow; create the "
-                                            "buffer with a larger window_bytes",
-                                            flight->call, (long long)known_rows(d));
+    ep_status status = d->region ? publish(d) : no_room(d);
     flight->claimed = status != EP_OK; /* said now, not by the next call */
     flight->blocks[0] = d->region;     /* the kernel writes there, whatever failed */
     d->region = NULL;

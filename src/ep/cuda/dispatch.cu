@@ -157,12 +157,15 @@ static __device__ bool epc_place_rows(const epc_dispatch_params *p, const epc_ca
         } else if (worst)
             rows = worst;
         epc_region at = epc_region_of(&p->shape, rows);
-        int64_t bytes = epc_join(header[EPC_F_BYTES_LO], header[EPC_F_BYTES_HI]);
-        int64_t needed = at.end + (epc_any_worst(call, tables) ? 0 : rows * p->spare);
-        if (ok && needed > bytes && !epc_is_masked(comm, r)) {
+        int64_t pieces[EPC_PIECES] = {epc_join(header[EPC_F_BYTES_LO], header[EPC_F_BYTES_HI])};
+        for (int i = 1; i < EPC_PIECES; i++)
+            pieces[i] = (int64_t)header[EPC_F_PIECES + i - 1] * EPC_PIECE_UNIT;
+        bool hurried = epc_any_worst(call, tables);
+        if (ok && !epc_is_masked(comm, r) &&
+            !epc_has_room(pieces, at.end, rows, hurried ? 0 : p->spare)) {
             ok = 0;
             epc_fail_call(call->state, EPC_FAIL_CAPACITY, (uint32_t)r, (uint32_t)at.end,
-                          (uint32_t)(at.end >> 32), 0, (uint32_t)rows);
+                          (uint32_t)(at.end >> 32), hurried ? EPC_CANT_WAIT : 0, (uint32_t)rows);
         }
         tables->rows_at[r] = (int32_t)rows;
         if (!epc_is_masked(comm, r)) {
@@ -394,9 +397,11 @@ static __device__ void epc_push_dispatch_header(const epc_dispatch_params *p, co
         mine[EPC_F_PLACE] = (uint32_t)p->place;
         mine[EPC_F_OFFSET_LO] = (uint32_t)p->offset;
         mine[EPC_F_OFFSET_HI] = (uint32_t)(p->offset >> 32);
-        mine[EPC_F_BYTES_LO] = (uint32_t)p->bytes;
-        mine[EPC_F_BYTES_HI] = (uint32_t)(p->bytes >> 32);
+        mine[EPC_F_BYTES_LO] = (uint32_t)p->pieces[0];
+        mine[EPC_F_BYTES_HI] = (uint32_t)(p->pieces[0] >> 32);
         mine[EPC_F_WORST] = (uint32_t)p->worst;
+        for (int i = 1; i < EPC_PIECES; i++)
+            mine[EPC_F_PIECES + i - 1] = (uint32_t)(p->pieces[i] / EPC_PIECE_UNIT);
     }
     __syncthreads();
     epc_push_header(call, mine);

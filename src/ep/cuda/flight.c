@@ -97,14 +97,16 @@ static ep_status kernel_error(const epc_flight *flight)
                         flight->call, d[0] < EPC_AGREED ? field_names[d[0]] : "wire (1 LogFMT-10)",
                         d[3], d[1], d[4], d[2]);
     case EPC_FAIL_CAPACITY:
-        if (d[3])
+        if (d[3] && d[3] != EPC_CANT_WAIT)
             return epi_fail(EP_ERR_CAPACITY,
                             "%s: rank %u receives %u rows; its num_worst_tokens is %u",
                             flight->call, d[0], d[1], d[3]);
         return epi_fail(
             EP_ERR_CAPACITY,
-            "%s: rank %u has no room for its %u rows of %lld bytes; this call can't wait for the "
-            "window to grow, create the buffer with a larger window_bytes",
+            "%s: rank %u has no room for its %u rows of %lld bytes in all; this call can't wait "
+            "for "
+            "its window to grow: release results there, or create the buffer with a larger "
+            "window_bytes",
             flight->call, d[0], d[4], (long long)wide(d[1], d[2]));
     case EPC_FAIL_ID:
         return epi_fail(EP_ERR_ARGUMENT,

@@ -147,11 +147,15 @@ static inline epc_buffer *epc_of(const ep_buffer *buffer)
 /* window.c */
 ep_status epc_window_create(epc_buffer *b);
 void epc_window_destroy(epc_buffer *b);
-/* Memory for this rank's use; grows by an allocation of this rank's own. */
+/* Memory for this rank's use; grows by an allocation of this rank's own. From the ends of pieces,
+   so that what lives long does not divide the room for rows. */
 ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **block);
 /* Memory that peers reach; NULL when there is no piece so large. */
 epc_block *epc_take_shared(epc_buffer *b, size_t bytes);
 epc_block *epc_take_largest(epc_buffer *b);
+/* Bytes of the n largest free pieces that peers reach, the largest first; 0 where there is none. */
+void epc_free_pieces(const epc_buffer *b, int64_t *pieces, int n);
+size_t epc_largest_piece(const epc_buffer *b);
 /* Cuts a block to `bytes` (from the front), giving the rest back or returning it as a block. */
 void epc_trim(epc_buffer *b, epc_block *block, size_t bytes);
 epc_block *epc_split(epc_buffer *b, epc_block *block, size_t bytes);

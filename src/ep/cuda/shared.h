@@ -28,6 +28,8 @@
 #define EPC_THREADS 1024  /* of every block of a normal-mode kernel */
 #define EPC_MAX_TOPK 256
 #define EPC_ALIGN 256 /* of every array in a region of rows */
+#define EPC_PIECES 4  /* of free memory that a rank speaks of: the region's and three more */
+#define EPC_PIECE_UNIT 65536
 
 /* What a call is, as its header says. */
 enum epc_op { EPC_OP_NONE, EPC_OP_DISPATCH, EPC_OP_CACHED, EPC_OP_COMBINE, EPC_OP_REJECT };
@@ -62,7 +64,9 @@ enum epc_field {
     EPC_F_OFFSET2_LO,
     EPC_F_OFFSET2_HI,
     EPC_F_STRIDE2, /* floats from row to row of the weights */
-    EPC_NUM_FIELDS
+    EPC_NUM_FIELDS,
+    /* dispatch: free pieces beside the region, the largest first, in units of EPC_PIECE_UNIT */
+    EPC_F_PIECES = EPC_F_PLACE2
 };
 #define EPC_HEADER_WORDS 32
 
@@ -107,12 +111,15 @@ enum epc_fail {
     EPC_FAIL_TIMEOUT,   /* late: ranks not heard from */
     EPC_FAIL_ABORTED,   /* detail[0]: the rank that gave the call up, [1]: its status or 0 */
     EPC_FAIL_MISMATCH,  /* detail[0]: field, [1], [2]: two ranks, [3], [4]: their values */
-    EPC_FAIL_CAPACITY,  /* detail[0]: rank, [1], [2]: bytes needed; [3]: 1 when worst is exceeded */
+    EPC_FAIL_CAPACITY,  /* detail[0]: rank, [1], [2]: bytes needed, [3]: 0, EPC_CANT_WAIT or the
+                           bound that [1] rows exceed, [4]: rows */
     EPC_FAIL_ID,        /* detail[0]: token, [1]: place, [2], [3]: the id */
     EPC_FAIL_DUPLICATE, /* detail[0]: token, [1]: place, [2]: the id */
     EPC_FAIL_CORRUPT,   /* detail[0]: row, [1]: source rank */
     EPC_FAIL_REFUSED    /* this rank did not take part */
 };
+
+#define EPC_CANT_WAIT 0xffffffffu /* some rank can't wait for windows to grow */
 
 /* State of a buffer in the device's private memory. */
 typedef struct epc_state {
@@ -192,6 +199,30 @@ EPC_HD epc_region epc_region_of(const epc_row_shape *shape, int64_t rows)
     return region;
 }
 
+/* Blocks of the window that calls which follow a dispatch can come to need at once and can't wait
+   for: the result of a cached dispatch, that of a backward of combine, and a copy of rows where
+   peers don't reach them. The largest of them, for a result of `end` bytes and `rows` rows: */
+#define EPC_FOLLOWERS 3
+EPC_HD int64_t epc_follower_bytes(int64_t end, int64_t rows, int64_t spare)
+{
+    int64_t follow = epc_round(rows * spare) + 2 * EPC_ALIGN; /* two arrays, each rounded up */
+    return follow > end ? follow : end;
+}
+
+/* Whether a region of `end` bytes fits the first of the pieces, and what may follow it what is left
+   of them. Each block takes from a piece no more than one of the largest would, so that many of the
+   largest are room for any, in whatever order and place they are taken. */
+EPC_HD int epc_has_room(const int64_t *pieces, int64_t end, int64_t rows, int64_t spare)
+{
+    int64_t left = pieces[0] - end, largest = epc_follower_bytes(end, rows, spare);
+    if (left < 0 || rows == 0 || spare == 0)
+        return left >= 0;
+    int64_t count = left / largest;
+    for (int i = 1; i < EPC_PIECES; i++)
+        count += pieces[i] / largest;
+    return count >= EPC_FOLLOWERS;
+}
+
 /* An entry of a send list: destination rank above, its row below; -1: not sent. */
 typedef int64_t epc_entry;
 
@@ -216,7 +247,7 @@ typedef struct epc_dispatch_params {
     int32_t num_tokens, hidden, topk, num_experts, num_local;
     int32_t id_bytes, dtype, quantise, scale_kind; /* quantise: dtype is the input's */
     int32_t by_expert, alignment, cached, bulk, verify;
-    int64_t spare; /* bytes a row that must stay free beside the region; alike on all ranks */
+    int64_t spare; /* bytes a row of each call that may follow: epc_has_room; alike on all ranks */
     int64_t worst;
     const int32_t *expert_rank;  /* [E] */
     const int32_t *expert_local; /* [E] local id at its rank */
@@ -241,7 +272,7 @@ typedef struct epc_dispatch_params {
 
     /* this rank's region, and small arrays of the result */
     int32_t place;
-    int64_t offset, bytes;
+    int64_t offset, pieces[EPC_PIECES]; /* free memory: of the region, and beside it */
     uint8_t *region;
     int32_t *source_offset; /* [R + 1] */
     int32_t *expert_offset; /* [L + 1], by expert */

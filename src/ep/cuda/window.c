@@ -65,26 +65,51 @@ static void use(epc_buffer *b, epc_block *block)
         b->peak = b->used;
 }
 
-static epc_block *first_fit(epc_buffer *b, size_t bytes, bool shared)
+/* The smallest free piece that holds `bytes`, in segments [first, end). */
+static epc_block *best_fit(epc_buffer *b, size_t bytes, int first, int end)
 {
-    for (int s = 0; s < (shared ? EPC_MAX_SEGMENTS : 2 * EPC_MAX_SEGMENTS); s++) {
+    epc_block *best = NULL;
+    for (int s = first; s < end; s++)
         for (epc_block *block = b->segments[s].blocks; block; block = block->next)
-            if (!block->used && block->bytes >= bytes)
-                return block;
-    }
-    return NULL;
+            if (!block->used && block->bytes >= bytes && (!best || block->bytes < best->bytes))
+                best = block;
+    return best;
 }
 
 epc_block *epc_take_shared(epc_buffer *b, size_t bytes)
 {
     pthread_mutex_lock(&b->buffer->pool_lock);
-    epc_block *block = first_fit(b, bytes, true);
+    epc_block *block = best_fit(b, bytes, 0, EPC_MAX_SEGMENTS);
     if (block) {
         cut(block, bytes);
         use(b, block);
     }
     pthread_mutex_unlock(&b->buffer->pool_lock);
     return block;
+}
+
+void epc_free_pieces(const epc_buffer *b, int64_t *pieces, int n)
+{
+    memset(pieces, 0, (size_t)n * sizeof *pieces);
+    pthread_mutex_lock(&b->buffer->pool_lock);
+    for (int s = 0; s < EPC_MAX_SEGMENTS; s++)
+        for (const epc_block *block = b->segments[s].blocks; block; block = block->next) {
+            int64_t bytes = block->used ? 0 : (int64_t)block->bytes;
+            for (int i = 0; i < n; i++) /* in its place, the smaller ones one further */
+                if (bytes > pieces[i]) {
+                    int64_t smaller = pieces[i];
+                    pieces[i] = bytes;
+                    bytes = smaller;
+                }
+        }
+    pthread_mutex_unlock(&b->buffer->pool_lock);
+}
+
+size_t epc_largest_piece(const epc_buffer *b)
+{
+    int64_t bytes;
+    epc_free_pieces(b, &bytes, 1);
+    return (size_t)bytes;
 }
 
 epc_block *epc_take_largest(epc_buffer *b)
@@ -203,19 +228,24 @@ ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **out)
 {
     bytes = round_up(bytes ? bytes : 1, EPC_ALIGN);
     pthread_mutex_lock(&b->buffer->pool_lock);
-    epc_block *block = first_fit(b, bytes, false);
+    epc_block *piece = best_fit(b, bytes, EPC_MAX_SEGMENTS, 2 * EPC_MAX_SEGMENTS);
     ep_status status = EP_OK;
-    if (!block) {
+    if (!piece)
+        piece = best_fit(b, bytes, 0, EPC_MAX_SEGMENTS);
+    if (!piece) {
         size_t more = bytes > DEFAULT_BYTES ? bytes : DEFAULT_BYTES;
         status = add_own_segment(b, more);
-        block = status == EP_OK ? first_fit(b, bytes, false) : NULL;
+        if (status == EP_OK)
+            piece = best_fit(b, bytes, EPC_MAX_SEGMENTS, 2 * EPC_MAX_SEGMENTS);
     }
-    if (block) {
-        cut(block, bytes);
-        use(b, block);
+    if (piece && piece->bytes > bytes) { /* NULL: no memory for the block, so all of it is taken */
+        epc_block *end = cut(piece, piece->bytes - bytes);
+        piece = end ? end : piece;
     }
+    if (piece)
+        use(b, piece);
     pthread_mutex_unlock(&b->buffer->pool_lock);
-    *out = block;
+    *out = piece;
     return status;
 }
 
