@@ -226,8 +226,8 @@ static __device__ void epc_pull_row(const epc_ll_params *p, epc_ll_row at)
 }
 
 /* Rows of this rank's experts, from the senders' areas: a warp takes one at a time, and knows its
-   next ones, a lane each, before they are there. */
-static __device__ void epc_pull_rows(const epc_ll_params *p, const epc_call *call,
+   next ones, a lane each, before they are there. False: they did not come. */
+static __device__ bool epc_pull_rows(const epc_ll_params *p, const epc_call *call,
                                      const epc_ll_tables *tables)
 {
     int rows = tables->start[p->num_local * p->comm.num_ranks];
@@ -240,7 +240,7 @@ static __device__ void epc_pull_rows(const epc_ll_params *p, const epc_call *cal
         if (item < rows)
             mine = epc_find_row(p, tables, item);
         if (!there && !epc_await_rows(p, call))
-            return;
+            return false;
         there = true;
         for (int j = 0; j < EPC_WARP && base + j * warps < rows; j++) {
             epc_ll_row at;
@@ -251,6 +251,7 @@ static __device__ void epc_pull_rows(const epc_ll_params *p, const epc_call *cal
             epc_pull_row(p, at);
         }
     }
+    return true;
 }
 
 /* A dispatch that failed has no rows, for whoever goes by its counts before he learns of it. */
@@ -276,7 +277,8 @@ static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *
     epc_place_pairs(p, &tables);
     if (blockIdx.x == 0)
         epc_publish_counts(p, call, &tables);
-    epc_pull_rows(p, call, &tables);
+    if (!epc_pull_rows(p, call, &tables))
+        epc_leave_empty(p);
 }
 
 #endif
