@@ -3,6 +3,7 @@
 #include "ep/dispatch.h"
 
 #include "base/error.h"
+#include "codec/checksum.h"
 #include "codec/rows.h"
 
 #include <string.h>
@@ -16,10 +17,8 @@ typedef struct sender {
 uint64_t epi_row_sum(const void *row, size_t row_bytes, const void *scales, size_t scale_bytes,
                      int32_t token)
 {
-    uint64_t sum = epi_checksum(row, row_bytes);
-    if (scale_bytes)
-        sum ^= epi_checksum(scales, scale_bytes) * 0x9e3779b97f4a7c15u;
-    return sum + (uint64_t)(uint32_t)token * 0xff51afd7ed558ccdu;
+    uint64_t of_scales = scale_bytes ? epi_checksum(scales, scale_bytes) : 0;
+    return epi_checksum_of_row(epi_checksum(row, row_bytes), of_scales, token);
 }
 
 /* Scales of a given FP8 row, gathered from whatever strides they have. */

@@ -44,6 +44,7 @@ static ep_status check_device(epc_buffer *b)
 /* Kernels are loaded now: a launch that had to load one could wait for a peer's kernel. */
 static ep_status load_kernels(epc_buffer *b)
 {
+    EPI_TRY(epi_gpu_check(epc_verify_prepare(), "cudaFuncGetAttributes"));
     EPI_TRY(epi_gpu_check(epc_ll_prepare(b->gpu.max_shared - 11 * 1024), "cudaFuncSetAttribute"));
     EPI_TRY(epi_gpu_check(epc_dispatch_prepare(b->gpu.max_shared - 2048), "cudaFuncSetAttribute"));
     return epi_gpu_check(epc_combine_prepare(b->gpu.max_shared - 11 * 1024),
@@ -54,6 +55,7 @@ static ep_status make_local(epc_buffer *b)
 {
     EPI_TRY(check_device(b));
     EPI_TRY(load_kernels(b));
+    EPI_TRY(epc_fault_read(b));
     b->report_bytes =
         sizeof(epc_report) +
         ((size_t)b->num_ranks * (size_t)b->num_ranks + (size_t)b->max_experts) * sizeof(int32_t);

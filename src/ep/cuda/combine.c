@@ -10,53 +10,6 @@ static bool given(const ep_tensor *tensor)
     return tensor->ndim != 0 || tensor->data != NULL;
 }
 
-/* Where the flight keeps a block until the call is done. */
-static void hold_block(epc_flight *flight, epc_block *block)
-{
-    for (int i = 0; i < 4; i++)
-        if (!flight->blocks[i]) {
-            flight->blocks[i] = block;
-            return;
-        }
-}
-
-static ep_status stage(epc_flight *flight, const ep_tensor *tensor, int64_t rows, size_t row_bytes,
-                       epc_block **block)
-{
-    const epc_buffer *b = flight->owner;
-    size_t element = ep_dtype_size(tensor->dtype), bytes = (size_t)rows * row_bytes;
-    *block = epc_take_shared_waiting(flight, bytes);
-    if (!*block)
-        return epi_fail(
-            EP_ERR_CAPACITY,
-            "%s: rows in memory that peers can't reach take %zu bytes of the window in one "
-            "piece, it has %zu; this call can't wait for it to grow: release results, place the "
-            "rows with ep_buffer_alloc, or create the buffer with window_bytes of %zu or more",
-            flight->call, bytes, epc_largest_piece(b), epc_window_bytes(b) + bytes);
-    hold_block(flight, *block);
-    return epi_gpu_copy_rows((*block)->memory, row_bytes, tensor->data,
-                             (size_t)tensor->stride[0] * element, row_bytes, (size_t)rows,
-                             flight->stream);
-}
-
-ep_status epc_expose(epc_buffer *b, epc_flight *flight, const ep_tensor *tensor, int64_t rows,
-                     int *place, int64_t *offset, size_t *stride)
-{
-    size_t element = ep_dtype_size(tensor->dtype), row_bytes = (size_t)tensor->shape[1] * element;
-    size_t bytes = rows ? (size_t)(rows - 1) * (size_t)tensor->stride[0] * element + row_bytes : 0;
-    *stride = (size_t)tensor->stride[0] * element;
-    *place = 0;
-    *offset = 0;
-    if (bytes == 0 || epc_locate(b, tensor->data, bytes, place, offset) ||
-        epc_export(b, tensor->data, bytes, place, offset))
-        return EP_OK;
-    epc_block *block;
-    EPI_TRY(stage(flight, tensor, rows, row_bytes, &block));
-    *stride = row_bytes;
-    epc_locate(b, block->memory, block->bytes, place, offset);
-    return EP_OK;
-}
-
 /* Pieces of rows that the ring's threads can add up, 16 bytes each. */
 size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, size_t taken, int32_t *bulk,
                      int32_t *pieces, int32_t *piece_bytes, int32_t *slots)
@@ -119,28 +72,55 @@ static void agree(const epc_buffer *b, const epc_combine_call_args *args, epc_co
     f[EPC_F_MASK] = epc_mask_word(b);
 }
 
+/* Verify mode: checksums of the rows of y, where peers find them. */
+static ep_status seal(const epc_buffer *b, epc_flight *flight, const epc_combine_call_args *args,
+                      const epc_exposed *y, const epc_exposed *sums, int blocks,
+                      epc_combine_params *p)
+{
+    epc_seal_params seal = {.y = y->memory,
+                            .stride = (int64_t)y->stride,
+                            .rows = args->y.shape[0],
+                            .row_bytes = args->y.shape[1] * (int64_t)ep_dtype_size(args->y.dtype),
+                            .sums = (uint64_t *)sums->memory,
+                            .flip = epc_flip_now(b)};
+    p->verify = 1;
+    p->sums_place = sums->place;
+    p->sums_offset = sums->offset;
+    return epi_gpu_check(epc_seal_rows_launch(&seal, blocks, flight->stream), "cudaLaunchKernel");
+}
+
+static ep_status expose(epc_buffer *b, epc_flight *flight, const epc_combine_call_args *args,
+                        int blocks, epc_combine_params *p)
+{
+    const ep_tensor *tensors[2] = {&args->y, &args->row_weights};
+    epc_exposed exposed[2] = {{0}}, sums = {0};
+    bool verify = b->buffer->config.verify;
+    EPI_TRY(epc_expose(flight, args->handle->device, tensors, given(&args->row_weights) ? 2 : 1,
+                       verify ? (size_t)args->y.shape[0] * sizeof(uint64_t) : 0, exposed, &sums));
+    if (exposed[0].stride > UINT32_MAX)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: y.stride[0] is %zu bytes; on CUDA it must be at most 4294967295",
+                        args->call, exposed[0].stride);
+    p->place = exposed[0].place;
+    p->offset = exposed[0].offset;
+    p->stride = (uint32_t)exposed[0].stride;
+    p->place2 = exposed[1].place;
+    p->offset2 = exposed[1].offset;
+    p->stride2 = (uint32_t)(exposed[1].stride / sizeof(float));
+    return verify ? seal(b, flight, args, &exposed[0], &sums, blocks, p) : EP_OK;
+}
+
 static ep_status launch(epc_buffer *b, epc_flight *flight, const epc_combine_call_args *args)
 {
     epc_combine_params p;
     int blocks;
-    size_t shared, stride = 0;
     memset(&p, 0, sizeof p);
     EPI_TRY(epc_choose_blocks(b, args->call, args->num_sms, &blocks));
     describe(args, &p);
     agree(b, args, &p);
-    shared =
+    size_t shared =
         epc_plan_ring(b, p.hidden, args->y.dtype, 0, &p.bulk, &p.pieces, &p.piece_bytes, &p.slots);
-    EPI_TRY(epc_expose(b, flight, &args->y, args->y.shape[0], &p.place, &p.offset, &stride));
-    if (stride > UINT32_MAX)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "%s: y.stride[0] is %zu bytes; on CUDA it must be at most 4294967295",
-                        args->call, stride);
-    p.stride = (uint32_t)stride;
-    if (given(&args->row_weights)) {
-        EPI_TRY(epc_expose(b, flight, &args->row_weights, args->row_weights.shape[0], &p.place2,
-                           &p.offset2, &stride));
-        p.stride2 = (uint32_t)(stride / sizeof(float));
-    }
+    EPI_TRY(expose(b, flight, args, blocks, &p));
     epc_fill_comm(b, &p.comm);
     p.serial = flight->serial;
     p.report = flight->report;

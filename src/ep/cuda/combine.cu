@@ -4,6 +4,7 @@
  * expert ranks have them, and sums in float32 in the order of the send list.
  */
 #include "ep/cuda/combine.cuh"
+#include "ep/cuda/combine_verify.cuh"
 #include "ep/cuda/kernels.h"
 
 /* Sums of the weights that travel along: a warp takes a token. */
@@ -77,6 +78,8 @@ static __device__ bool epc_begin_combine(const epc_combine_params *p, const epc_
             mine[EPC_F_PLACE2] = (uint32_t)p->place2;
             mine[EPC_F_OFFSET2_LO] = (uint32_t)p->offset2;
             mine[EPC_F_OFFSET2_HI] = (uint32_t)(p->offset2 >> 32);
+            mine[EPC_F_SUMS] = (uint32_t)p->sums_place;
+            mine[EPC_F_SUMS_AT] = (uint32_t)(p->sums_offset / EPC_ALIGN);
         }
         __threadfence_system(); /* y, from kernels before, ahead of the words that announce it */
         __syncthreads();
@@ -107,7 +110,8 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     __shared__ epc_combine_sources from;
     __shared__ epc_header headers[EPC_MAX_RANKS];
     epc_call call = epc_begin_call(&p.comm, p.timeout_ns);
-    if (epc_begin_combine(&p, &call, headers, &from)) {
+    bool begun = epc_begin_combine(&p, &call, headers, &from);
+    if (begun) {
         int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
         int warp = epc_warp() * (int)gridDim.x + (int)blockIdx.x;
         if (p.dot)
@@ -122,7 +126,9 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
                 epc_sum_weights(&p, &from, warp, warps);
         }
     }
-    epc_finish_call(&call, p.report, p.serial);
+    if (p.verify)
+        epc_verify_combine(&p, &call, headers, &from, begun);
+    epc_finish_call(&call, p.report, p.serial, false);
 }
 
 static const void *epc_combine_of(int dtype)

@@ -294,9 +294,10 @@ static __device__ void epc_await_peer(const epc_call *call, int r, int flag)
 /*
  * Every thread of a normal call's kernel calls this last. The last block to
  * come tells every rank that this one is done, waits for the same word of every
- * rank, and reports.
+ * rank, and reports; `more`: only a failure, as the kernel behind reports the rest.
  */
-static __device__ void epc_finish_call(const epc_call *call, epc_report *report, uint32_t serial)
+static __device__ void epc_finish_call(const epc_call *call, epc_report *report, uint32_t serial,
+                                       bool more)
 {
     const epc_comm *comm = call->comm;
     if (!epc_is_last_block(call))
@@ -313,8 +314,11 @@ static __device__ void epc_finish_call(const epc_call *call, epc_report *report,
     }
     __syncthreads();
     if (threadIdx.x == 0) {
-        epc_report_end(call->state, report, serial);
+        fail = epc_load_gpu(&call->state->fail);
+        epc_report_end(call->state, report, more && fail == EPC_OK ? 0 : serial);
         call->state->epoch = call->epoch;
+        if (fail)
+            call->state->failed = call->epoch;
     }
 }
 

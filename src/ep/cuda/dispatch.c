@@ -40,6 +40,8 @@ static void describe_x(epc_dispatch *d, const ep_tensor *x, const ep_tensor *sca
     p->shape.row_bytes = d->wire_dtype == EP_E4M3 ? p->hidden : p->hidden * (int64_t)element;
     p->scale_count = d->wire_dtype == EP_E4M3 ? (p->hidden + per - 1) / per : 0;
     p->shape.scale_bytes = 4 * p->scale_count;
+    p->verify = d->flight->owner->buffer->config.verify;
+    p->shape.checksum_bytes = p->verify ? sizeof(epc_seal) : 0;
     if (given(scales)) {
         p->scales = scales->data;
         p->scale_row = scales->stride[0];
@@ -62,8 +64,8 @@ static void describe_routing(epc_dispatch *d, const ep_dispatch_args *args, cons
     p->worst = args->num_worst_tokens;
     if (d->cached)
         return;
-    if (!p->worst && d->flight->owner->num_shared < EPC_MAX_SEGMENTS) /* rows, weights, tokens */
-        p->spare = handle->hidden * (p->dtype == EPC_F32 ? 4 : 2) + 4 * handle->topk + 4;
+    if (!p->worst && d->flight->owner->num_shared < EPC_MAX_SEGMENTS)
+        p->spare = d->spare = epc_spare_row(handle->hidden, p->dtype, handle->topk);
     p->expert_rank = table->rank;
     p->expert_local = table->local;
     p->expert_order = table->order;
@@ -113,7 +115,7 @@ static ep_status offer_region(epc_dispatch *d)
     int64_t rows = known_rows(d);
     if (rows >= 0) {
         size_t bytes = (size_t)epc_region_of(&d->params.shape, rows).end;
-        d->region = epc_take_shared_waiting(d->flight, bytes);
+        d->region = epc_take_follower(d->flight, d->handle->device, bytes);
         /* Without room the call goes on: all ranks must learn of it together. */
     } else
         d->region = epc_take_largest(b);
@@ -133,7 +135,12 @@ static ep_status launch(epc_dispatch *d)
     d->params.serial = flight->serial;
     d->params.report = flight->report;
     d->params.timeout_ns = flight->owner->buffer->group->timeout_ms * 1000000;
-    return epi_gpu_check(epc_dispatch_launch(&d->params, d->blocks, d->shared, flight->stream),
+    EPI_TRY(epi_gpu_check(epc_dispatch_launch(&d->params, d->blocks, d->shared, flight->stream),
+                          "cudaLaunchKernel"));
+    if (!d->params.verify)
+        return EP_OK;
+    d->params.flip = epc_flip_now(flight->owner);
+    return epi_gpu_check(epc_check_rows_launch(&d->params, d->blocks, flight->stream),
                          "cudaLaunchKernel");
 }
 
@@ -209,10 +216,10 @@ static void divide_region(epc_dispatch *d, epc_handle *device, owner *own)
     epc_region at = epc_region_of(&d->params.shape, d->handle->rows);
     if (!d->region)
         return;
-    epc_trim(b, d->region, (size_t)at.end);
     if (d->cached) {
         own->block = d->region;
     } else {
+        epc_trim(b, d->region, (size_t)at.end);
         own->block = epc_split(b, d->region, (size_t)at.x);
         device->sources = d->region;
     }
@@ -279,6 +286,8 @@ static ep_status read_counts(epc_dispatch *d)
     size_t ranks = (size_t)d->flight->owner->num_ranks, local = (size_t)handle->num_local;
     handle->rows = report->rows;
     handle->num_rows = report->num_rows;
+    device->follower = epc_follower_bytes(epc_region_of(&d->params.shape, handle->rows).end,
+                                          handle->rows, d->spare);
     handle->rows_between = malloc(ranks * ranks * sizeof(int32_t));
     device->host_tokens = malloc((local + 1) * sizeof(int32_t));
     if (!handle->rows_between || !device->host_tokens)
@@ -454,7 +463,6 @@ static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
     EPI_TRY(epc_plan_scratch(b, d));
     epc_fill_comm(b, &d->params.comm);
     d->params.cached = d->cached;
-    d->params.verify = b->buffer->config.verify;
     return offer_region(d);
 }
 

@@ -2,6 +2,7 @@
 /* The dispatch kernel: layout, exchange of headers and counts, rows, completion; one launch. */
 #include "ep/cuda/kernels.h"
 #include "ep/cuda/rows.cuh"
+#include "ep/cuda/verify.cuh"
 
 static __host__ __device__ inline size_t epc_round16(size_t bytes)
 {
@@ -178,6 +179,7 @@ static __device__ bool epc_place_rows(const epc_dispatch_params *p, const epc_ca
             target->scales = (uint32_t *)(region + at.scales);
             target->ids = region + at.ids;
             target->weights = (float *)(region + at.weights);
+            target->seals = (epc_seal *)(region + at.checksums);
         }
     }
     return __syncthreads_and(ok);
@@ -445,6 +447,8 @@ static __device__ void epc_run_dispatch(const epc_dispatch_params *p, const epc_
         return;
     epc_clear_padding(p, call, &tables);
     epc_send_rows(p, &tables);
+    if (p->verify)
+        epc_send_seals(p, &tables);
 }
 
 __global__ void __launch_bounds__(EPC_THREADS, 1)
@@ -453,7 +457,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     extern __shared__ __align__(128) uint8_t memory[];
     epc_call call = epc_begin_call(&p.comm, p.timeout_ns);
     epc_run_dispatch(&p, &call, memory);
-    epc_finish_call(&call, p.report, p.serial);
+    epc_finish_call(&call, p.report, p.serial, p.verify);
 }
 
 extern "C" int epc_dispatch_prepare(int max_shared)

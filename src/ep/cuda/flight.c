@@ -119,8 +119,7 @@ static ep_status kernel_error(const epc_flight *flight)
     case EPC_FAIL_REFUSED:
         return epi_fail(EP_ERR_ABORTED, "%s: refused by this rank", flight->call);
     default:
-        return epi_fail(EP_ERR_CORRUPT, "%s: row %u from rank %u does not match its checksum",
-                        flight->call, d[0], d[1]);
+        return epc_corrupt_error(flight->call, d);
     }
 }
 
@@ -214,11 +213,16 @@ bool epc_await_oldest(epc_buffer *b)
     return true;
 }
 
-epc_block *epc_take_shared_waiting(epc_flight *flight, size_t bytes)
+epc_block *epc_take_follower(epc_flight *flight, const epc_handle *handle, size_t bytes)
 {
-    epc_block *block = epc_take_shared(flight->owner, bytes);
-    while (!block && flight->slot < CAPTURED && epc_await_oldest(flight->owner))
-        block = epc_take_shared(flight->owner, bytes);
+    epc_buffer *b = flight->owner;
+    epc_block *block = NULL;
+    if (handle && (size_t)handle->follower > bytes)
+        block = epc_take_shared(b, (size_t)handle->follower);
+    if (!block)
+        block = epc_take_shared(b, bytes);
+    while (!block && flight->slot < CAPTURED && epc_await_oldest(b))
+        block = epc_take_shared(b, bytes);
     return block;
 }
 

@@ -73,6 +73,7 @@ typedef struct epc_dispatch {
     ep_recv *recv;
     ep_handle *handle; /* held */
     epc_block *region;
+    int64_t spare; /* params.spare of the first try */
     bool cached, weighted, has_allocator;
     ep_allocator allocator;
     ep_dtype wire_dtype, topk_dtype;
@@ -86,6 +87,7 @@ typedef struct epc_handle {
     struct epc_buffer *owner;
     uint32_t serial;    /* of the dispatch: the same on every rank */
     uint32_t table;     /* identity of the expert table */
+    int64_t follower;   /* bytes of the blocks that there was room for behind it; 0: not known */
     epc_block *block;   /* entries and the small arrays below */
     epc_block *sources; /* head of the region: source tokens */
     epc_entry *entries; /* [T, K] */
@@ -135,6 +137,7 @@ typedef struct epc_buffer {
     epc_table *tables;
     epc_block *scratch, *old_scratch[32];
     int num_old;
+    int64_t flip_at, flip_row; /* verify mode, by EP_CUDA_FAULT: call, 0 none, and row */
     struct epc_exports *exports;
     struct epc_ll *ll;
 } epc_buffer;
@@ -191,8 +194,10 @@ void epc_collect(epc_buffer *b);
 ep_status epc_end_all(epc_buffer *b);
 /* Waits for the oldest call in flight, which may free memory; false: there is none to wait for. */
 bool epc_await_oldest(epc_buffer *b);
-/* epc_take_shared that waits for earlier calls to give memory back. */
-epc_block *epc_take_shared_waiting(epc_flight *flight, size_t bytes);
+/* Window memory for a call that uses `handle` and can't wait for the window to grow: a block of the
+   size there was room for, or what is there, or what earlier calls give back. NULL: there is none.
+ */
+epc_block *epc_take_follower(epc_flight *flight, const epc_handle *handle, size_t bytes);
 /* Waits until the call's kernel has counted (true) or ended. */
 bool epc_await_counts(epc_flight *flight);
 bool epc_counts_are_in(const epc_flight *flight);
@@ -279,8 +284,26 @@ typedef struct epc_combine_call_args {
 } epc_combine_call_args;
 ep_status epc_combine_run(ep_buffer *buffer, const epc_combine_call_args *args, ep_event **event);
 
-/* A tensor's place as peers reach it, copied into the window where they do not. */
-ep_status epc_expose(epc_buffer *b, epc_flight *flight, const ep_tensor *tensor, int64_t rows,
-                     int *place, int64_t *offset, size_t *stride);
+/* expose.c */
+/* Memory as peers reach it, and here. */
+typedef struct epc_exposed {
+    uint8_t *memory;
+    int place;
+    int64_t offset;
+    size_t stride; /* bytes */
+} epc_exposed;
+/* At most two tensors of rows, each in place or in a copy, and room for `sums_bytes` of checksums.
+ */
+ep_status epc_expose(epc_flight *flight, const epc_handle *handle, const ep_tensor *const *tensors,
+                     int count, size_t sums_bytes, epc_exposed *out, epc_exposed *sums);
+
+/* verify.c */
+/* What EP_CUDA_FAULT of the environment asks of a buffer in verify mode: to flip a bit of a row in
+   one call, so that tests see it found. */
+ep_status epc_fault_read(epc_buffer *b);
+/* 1 + the row whose bit is to flip in the call that was begun last, or 0. */
+int64_t epc_flip_now(const epc_buffer *b);
+/* The error of EPC_FAIL_CORRUPT with these details. */
+ep_status epc_corrupt_error(const char *call, const uint32_t *detail);
 
 #endif

@@ -20,6 +20,11 @@ int epc_dispatch_launch(const epc_dispatch_params *params, int blocks, size_t sh
 int epc_combine_prepare(int max_shared);
 int epc_combine_launch(const epc_combine_params *params, int blocks, size_t shared, void *stream);
 
+/* Verify mode: behind a dispatch, in place of whose end the report is written; before a combine. */
+int epc_verify_prepare(void);
+int epc_check_rows_launch(const epc_dispatch_params *params, int blocks, void *stream);
+int epc_seal_rows_launch(const epc_seal_params *params, int blocks, void *stream);
+
 /* Halves of a call, and whole calls. */
 enum {
     EPC_LL_SEND,

@@ -161,6 +161,17 @@ void epc_plan_units(epc_dispatch_params *p)
     p->units = (p->num_tokens + p->unit_tokens - 1) / p->unit_tokens;
 }
 
+/* Verify mode: a row for each warp, where it does not go on the wire as it came. */
+static size_t plan_seals(epc_dispatch *d)
+{
+    epc_dispatch_params *p = &d->params;
+    if (!p->verify || !(p->quantise || d->weighted))
+        return 0;
+    p->seal_bytes = (int64_t)epc_padded((size_t)p->shape.row_bytes + 16) +
+                    (int64_t)epc_padded((size_t)p->shape.scale_bytes);
+    return (size_t)p->seal_bytes * (size_t)d->blocks * (EPC_THREADS / 32);
+}
+
 ep_status epc_plan_scratch(epc_buffer *b, epc_dispatch *d)
 {
     epc_dispatch_params *p = &d->params;
@@ -168,10 +179,14 @@ ep_status epc_plan_scratch(epc_buffer *b, epc_dispatch *d)
     size_t drafts = epc_padded((size_t)p->num_tokens * (size_t)p->topk * sizeof(epc_entry));
     size_t counts = epc_padded(columns * (size_t)p->units * 4);
     size_t experts = epc_padded((size_t)p->num_experts * (size_t)d->blocks * 4);
+    size_t layout = d->cached ? 0 : drafts + counts + experts, seals = plan_seals(d);
     uint8_t *memory;
+    if (layout + seals == 0)
+        return EP_OK;
+    EPI_TRY(epc_use_scratch(b, layout + seals, &memory));
+    p->seal_scratch = memory + layout;
     if (d->cached)
         return EP_OK;
-    EPI_TRY(epc_use_scratch(b, drafts + counts + experts, &memory));
     p->drafts = (epc_entry *)memory;
     p->unit_counts = (int32_t *)(memory + drafts);
     p->block_experts = (int32_t *)(memory + drafts + counts);

@@ -17,6 +17,7 @@ typedef struct epc_target {
     uint8_t *ids;
     float *weights;
     int32_t *sources;
+    epc_seal *seals; /* verify mode */
 } epc_target;
 
 /* A block's view of the call, in shared memory before the rows' stages. */

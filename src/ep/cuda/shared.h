@@ -64,6 +64,8 @@ enum epc_field {
     EPC_F_OFFSET2_LO,
     EPC_F_OFFSET2_HI,
     EPC_F_STRIDE2, /* floats from row to row of the weights */
+    EPC_F_SUMS,    /* combine in verify mode: place of the checksums of y */
+    EPC_F_SUMS_AT, /* offset there in units of EPC_ALIGN */
     EPC_NUM_FIELDS,
     /* dispatch: free pieces beside the region, the largest first, in units of EPC_PIECE_UNIT */
     EPC_F_PIECES = EPC_F_PLACE2
@@ -115,8 +117,17 @@ enum epc_fail {
                            bound that [1] rows exceed, [4]: rows */
     EPC_FAIL_ID,        /* detail[0]: token, [1]: place, [2], [3]: the id */
     EPC_FAIL_DUPLICATE, /* detail[0]: token, [1]: place, [2]: the id */
-    EPC_FAIL_CORRUPT,   /* detail[0]: row, [1]: source rank */
+    EPC_FAIL_CORRUPT,   /* detail[0]: row, [1]: its rank, [2]: epc_corrupt, [3], [4]: tokens */
     EPC_FAIL_REFUSED    /* this rank did not take part */
+};
+
+/* What verify mode found. */
+enum epc_corrupt {
+    EPC_CORRUPT_ROW,     /* dispatch: its checksum is not that of what was sent */
+    EPC_CORRUPT_ORDER,   /* dispatch: [3] does not come after [4] */
+    EPC_CORRUPT_TOKEN,   /* low latency: token [3] of the rank, as it was read */
+    EPC_CORRUPT_OUTPUTS, /* combine: a row as token [3]'s owner read it */
+    EPC_CORRUPT_SUM      /* combine: the sum of token [3] is not the reference's */
 };
 
 #define EPC_CANT_WAIT 0xffffffffu /* some rank can't wait for windows to grow */
@@ -128,6 +139,7 @@ typedef struct epc_state {
     uint32_t exited;  /* blocks that finished */
     uint32_t next;    /* token, or item of a combine, that nobody has taken */
     uint32_t fail;    /* epc_fail of the running call; the first one stays */
+    uint32_t failed;  /* epoch of the last normal call that failed */
     uint32_t detail[6];
     uint64_t late;
     uint32_t ll_epoch[2];   /* of the dispatch that each low-latency result is of */
@@ -169,6 +181,12 @@ typedef struct epc_comm {
 /* Element kinds of kernels; values of ep_dtype. */
 enum { EPC_BF16 = 1, EPC_F16 = 2, EPC_F32 = 3, EPC_E4M3 = 4 };
 
+/* Verify mode: what travels with a row of the normal mode. */
+typedef struct epc_seal {
+    uint64_t sum; /* codec/checksum.h, of row, scales and token */
+    int32_t rank, token;
+} epc_seal;
+
 /* Arrays of `rows` received rows, in this order in the receiver's region. Every sender computes
    the same offsets. Source tokens come first: they stay with the handle when the rest is freed. */
 typedef struct epc_row_shape {
@@ -176,7 +194,7 @@ typedef struct epc_row_shape {
     int32_t scale_bytes; /* 0: no scales */
     int32_t id_bytes;    /* of all top-k ids of a row; 0: none */
     int32_t weight_bytes;
-    int32_t checksum_bytes; /* 4 in verify mode, else 0 */
+    int32_t checksum_bytes; /* of an epc_seal in verify mode, else 0 */
 } epc_row_shape;
 
 typedef struct epc_region {
@@ -203,15 +221,20 @@ EPC_HD epc_region epc_region_of(const epc_row_shape *shape, int64_t rows)
    for: the result of a cached dispatch, that of a backward of combine, and a copy of rows where
    peers don't reach them. The largest of them, for a result of `end` bytes and `rows` rows: */
 #define EPC_FOLLOWERS 3
+/* `spare`, bytes a row of such a copy or result: the row, its weights, its token and checksum. */
+EPC_HD int64_t epc_spare_row(int64_t hidden, int dtype, int topk)
+{
+    return hidden * (dtype == EPC_F32 ? 4 : 2) + 4 * (int64_t)topk + 4 + 8;
+}
 EPC_HD int64_t epc_follower_bytes(int64_t end, int64_t rows, int64_t spare)
 {
-    int64_t follow = epc_round(rows * spare) + 2 * EPC_ALIGN; /* two arrays, each rounded up */
+    int64_t follow = epc_round(rows * spare) + 3 * EPC_ALIGN; /* arrays, each rounded up */
     return follow > end ? follow : end;
 }
 
 /* Whether a region of `end` bytes fits the first of the pieces, and what may follow it what is left
-   of them. Each block takes from a piece no more than one of the largest would, so that many of the
-   largest are room for any, in whatever order and place they are taken. */
+   of them. All are taken as blocks of the largest, so they fit in whatever order they come and go.
+ */
 EPC_HD int epc_has_room(const int64_t *pieces, int64_t end, int64_t rows, int64_t spare)
 {
     int64_t left = pieces[0] - end, largest = epc_follower_bytes(end, rows, spare);
@@ -270,6 +293,11 @@ typedef struct epc_dispatch_params {
     int32_t unit_tokens, units;
     int32_t layout_warps, movers, sides, piece_bytes, stage_bytes; /* how shared memory is used */
 
+    /* verify mode */
+    uint8_t *seal_scratch; /* [warps] rows as they go on the wire, seal_bytes each */
+    int64_t seal_bytes;
+    int64_t flip; /* a test's: 1 + the row in which a bit flips */
+
     /* this rank's region, and small arrays of the result */
     int32_t place;
     int64_t offset, pieces[EPC_PIECES]; /* free memory: of the region, and beside it */
@@ -304,10 +332,20 @@ typedef struct epc_combine_params {
     float *out_weights; /* [T, K], or NULL */
     int64_t out_weight_stride;
     int32_t pieces, piece_bytes, slots;
+    int32_t verify, sums_place; /* checksums of this rank's y */
+    int64_t sums_offset;
     /* by expert: dot products of rows with `dot` [T, H], to out_weights */
     const uint8_t *dot;
     int64_t dot_stride;
 } epc_combine_params;
+
+/* Arguments of the kernel that makes checksums of rows before a combine. */
+typedef struct epc_seal_params {
+    uint8_t *y;
+    int64_t stride, rows, row_bytes;
+    uint64_t *sums; /* [rows] */
+    int64_t flip;   /* as in dispatch; after the row's sum was made */
+} epc_seal_params;
 
 /* ---------------------------------------------------------------- low latency */
 
