@@ -210,7 +210,7 @@ static int bad_id_round(struct cuda_rank *c, const ep_tensor *bad, bool hook)
     TEST_OK(ll_dispatch(c, ids, 0, hook, &recv, &event));
     ep_status status = ep_event_wait(event);
     TEST_CHECK(status == (c->rank == 1 ? EP_ERR_ARGUMENT : EP_ERR_ABORTED));
-    TEST_CHECK(c->rank == 1 ? CUDA_SAYS("topk_idx[0][0] is 77") : CUDA_SAYS("rank 1"));
+    TEST_CHECK(c->rank == 1 ? CUDA_SAYS("topk_idx[0][0] is 77") : CUDA_SAYS("gave up"));
     cuda_read(c, &count, recv.count.data, sizeof count);
     TEST_CHECK(count == 0);
     ep_event_release(event);
@@ -251,13 +251,61 @@ static void failed_dispatch_is_empty(void **state)
     run(3, bad_id_body);
 }
 
+/* Ids of c with expert `e` left to the first token (-1: none is), or every second token kept. */
+static ep_tensor fewer_ids(const struct cuda_rank *c, int e)
+{
+    int64_t *ids = test_zeros(c->num_tokens * c->num_ranks, 8);
+    for (int64_t i = 0; i < c->num_tokens * c->num_ranks; i++) {
+        int64_t t = i / c->num_ranks, id = i % c->num_ranks;
+        ids[i] = (e < 0 ? t % 2 : t > 0 && id == e) ? -1 : id;
+    }
+    ep_tensor tensor = tensor_new_ids(EP_I64, c->num_tokens, c->num_ranks, 0, ids);
+    free(ids);
+    return tensor;
+}
+
+/* More rows than an expert has room for: every rank gets the same error, and the next call works.
+ */
+static int overflow_body(ep_group *group, void *argument)
+{
+    static const char *const says[] = {"expert 0 on rank 0 receives 60 rows",
+                                       "expert 1 on rank 1 receives 60 rows", ""};
+    struct cuda_rank c;
+    ep_ll_recv recv;
+    (void)argument;
+    if (cuda_open(group, 0, 0, 20, 512, &c))
+        return 1;
+    ep_tensor ids[3] = {c.ids, fewer_ids(&c, 0), fewer_ids(&c, -1)};
+    for (int round = 0; round < 9; round++) {
+        ep_event *event = NULL;
+        int32_t count = -1;
+        bool over = round % 3 != 2;
+        TEST_OK(ll_dispatch(&c, &ids[round % 3], 59, round % 2, &recv, &event));
+        TEST_CHECK(ep_event_wait(event) == (over ? EP_ERR_CAPACITY : EP_OK));
+        TEST_CHECK(!over || CUDA_SAYS(says[round % 3], "max_expert_rows is 59"));
+        cuda_read(&c, &count, recv.count.data, sizeof count);
+        TEST_CHECK(count == (over ? 0 : 30));
+        ep_event_release(event);
+        ep_ll_recv_release(&recv);
+    }
+    tensor_free(&ids[1]);
+    tensor_free(&ids[2]);
+    cuda_close(&c);
+    return 0;
+}
+
+static void overflow_is_everybodys(void **state)
+{
+    (void)state;
+    run(3, overflow_body);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_rank_without_room),
-        cmocka_unit_test(room_for_what_follows),
-        cmocka_unit_test(captured_without_room),
-        cmocka_unit_test(failed_dispatch_is_empty),
+        cmocka_unit_test(one_rank_without_room),  cmocka_unit_test(room_for_what_follows),
+        cmocka_unit_test(captured_without_room),  cmocka_unit_test(failed_dispatch_is_empty),
+        cmocka_unit_test(overflow_is_everybodys),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

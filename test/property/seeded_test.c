@@ -99,7 +99,8 @@ static void translation_routing(void **state)
     real_routing("translation");
 }
 
-int main(void)
+/* The name of a test, as a pattern, may be given. */
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(random_worlds),
@@ -107,5 +108,7 @@ int main(void)
         cmocka_unit_test(law_routing),
         cmocka_unit_test(translation_routing),
     };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

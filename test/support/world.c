@@ -31,6 +31,8 @@ static int run_batch(ep_group *group, void *argument)
         if (!buffer || sc->num_threads != batch->data[i - 1]->sc.num_threads) {
             ep_buffer_config config = batch->config ? *batch->config : scenario_buffer_config(sc);
             config.num_threads = sc->num_threads;
+            config.device = test_device.type;
+            config.device_index = test_device.index;
             ep_buffer_destroy(buffer);
             buffer = NULL;
             TEST_OK(ep_buffer_create(group, &config, &buffer));

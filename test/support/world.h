@@ -17,7 +17,8 @@ extern const char *const world_transports[];
  */
 int world_run(const char *transport, const struct scenario *list, int count, int calls);
 
-/* The same with the buffer's other settings given; num_threads comes from the scenarios. */
+/* The same with the buffer's other settings given; num_threads comes from the scenarios, the device
+   from the test's ranks. */
 int world_run_with(const char *transport, const ep_buffer_config *config,
                    const struct scenario *list, int count, int calls);
 

@@ -567,7 +567,7 @@ static ep_status refuse(epc_dispatch *d, ep_status status)
 ep_status epc_dispatch_call(ep_buffer *buffer, const ep_dispatch_args *args, ep_recv *recv,
                             ep_event **event)
 {
-    epc_dispatch *d;
+    epc_dispatch *d = NULL;
     ep_status status = start(buffer, "ep_dispatch", args, recv, false, &d);
     if (status != EP_OK)
         return epc_reject(buffer, "ep_dispatch", status);
@@ -584,7 +584,7 @@ ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward
     ep_dispatch_args forward = EP_DISPATCH_ARGS_INIT;
     const epc_handle *device = args->handle->device;
     bool by_expert = args->handle->layout == EP_ROWS_BY_EXPERT;
-    epc_dispatch *d;
+    epc_dispatch *d = NULL;
     if (given(&args->grad_topk_weights)) { /* dot products first: a call of its own */
         epc_combine_call_args dots = {.call = call,
                                       .y = args->y,

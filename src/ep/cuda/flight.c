@@ -116,6 +116,10 @@ static ep_status kernel_error(const epc_flight *flight)
         return epi_fail(EP_ERR_CORRUPT,
                         "%s: topk_idx[%u] names expert %u twice, the second time at place %u",
                         flight->call, d[0], d[2], d[1]);
+    case EPC_FAIL_OVERFLOW:
+        return epi_fail(EP_ERR_CAPACITY,
+                        "%s: expert %u on rank %u receives %u rows; max_expert_rows is %u",
+                        flight->call, d[0], d[1], d[2], d[3]);
     case EPC_FAIL_REFUSED:
         return epi_fail(EP_ERR_ABORTED, "%s: refused by this rank", flight->call);
     default:

@@ -50,11 +50,18 @@ static inline int64_t epc_ll_align(int64_t bytes)
     return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
 }
 
-/* Most bytes of a row in LogFMT-10, which may fall back to BF16. */
-static inline int64_t epc_ll_logfmt_bytes(int64_t hidden)
+/* Of an output's head in LogFMT-10: a bit for each chunk. */
+static inline int64_t epc_ll_head_bytes(int64_t hidden)
 {
     int64_t chunk = hidden % 1024 ? 512 : 1024, chunks = (hidden + chunk - 1) / chunk;
-    return (chunks + 31) / 32 * 4 + hidden * 2;
+    return (chunks + 31) / 32 * 4;
+}
+
+/* Whether some expert can get more rows than it has room for, and that is an error. */
+static inline bool epc_ll_overflow_fails(const epc_buffer *b, const epc_ll_shape *shape)
+{
+    return shape->overflow == EP_OVERFLOW_ERROR &&
+           shape->expert_rows < shape->max_tokens * b->num_ranks;
 }
 
 /* Uses the memory there is for the shape, or makes some; then every rank does, as all see the same

@@ -17,6 +17,20 @@ static __device__ __forceinline__ uint64_t *epc_bits_at(const epc_ll_params *p, 
            ((int64_t)source * p->max_local + local) * p->words;
 }
 
+/* Words [E] of a source's rows for each expert. */
+static __device__ __forceinline__ uint64_t *epc_expert_counts_at(const epc_ll_params *p, int owner,
+                                                                 int source)
+{
+    return (uint64_t *)(epc_area_at(p, owner) + p->area.counts) + (int64_t)source * p->num_experts;
+}
+
+/* The head of an encoded output: which of its chunks are coded. */
+static __device__ __forceinline__ uint32_t *epc_heads_at(const epc_ll_params *p, int rank,
+                                                         int64_t row)
+{
+    return (uint32_t *)(epc_area_at(p, rank) + p->area.heads + row * p->head_bytes);
+}
+
 static __device__ epc_call epc_begin_ll(const epc_ll_params *p, uint32_t epoch, int abort_flag)
 {
     epc_call call;
@@ -52,7 +66,7 @@ static __device__ bool epc_finish_ll(const epc_ll_params *p, const epc_call *cal
     uint32_t fail = epc_load_gpu(&call->state->fail);
     int r = (int)threadIdx.x;
     if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r)) {
-        epc_raise(call, r, flag, fail != EPC_OK);
+        epc_raise(call, r, flag, fail != EPC_OK && fail != EPC_FAIL_OVERFLOW); /* all see that */
         if (wait && fail == EPC_OK)
             epc_await_peer(call, r, flag);
     }

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* LogFMT-10 rows by warps, the bytes of codec/logfmt.h: a lane has 4 channels of a block of 128. */
+/*
+ * LogFMT-10 rows by warps: a lane has 4 channels of a block of 128. The chunks are the bytes of
+ * codec/logfmt.h, the heads lie apart, so that no encoded row is longer than the row itself, and
+ * one can be encoded where it lies: what is written never gets ahead of what is read.
+ */
 #ifndef EPI_EP_CUDA_LL_LOGFMT_CUH
 #define EPI_EP_CUDA_LL_LOGFMT_CUH
 
@@ -79,11 +83,25 @@ static __device__ bool epc_logfmt_codable(const uint16_t *x, int n)
     return true;
 }
 
-static __device__ void epc_logfmt_encode_row(const uint8_t *row, int hidden, uint8_t *out)
+/* A chunk as it is, to where it lies or before. */
+static __device__ void epc_logfmt_move(const uint16_t *from, int n, uint16_t *to)
+{
+    for (int first = 0; first < n && to != from; first += EPC_WARP) {
+        int i = first + epc_lane();
+        uint16_t value = i < n ? from[i] : 0;
+        __syncwarp();
+        if (i < n)
+            to[i] = value;
+        __syncwarp();
+    }
+}
+
+static __device__ void epc_logfmt_encode_row(const uint8_t *row, int hidden, uint32_t *head,
+                                             uint8_t *out)
 {
     const uint16_t *x = (const uint16_t *)row;
-    int chunk = (int)epi_logfmt_chunk((size_t)hidden), head = epc_logfmt_head(hidden);
-    uint8_t *at = out + head;
+    int chunk = (int)epi_logfmt_chunk((size_t)hidden);
+    uint8_t *at = out;
     uint32_t flags = 0;
     for (int c = 0; c * chunk < hidden; c++) {
         const uint16_t *from = x + c * chunk;
@@ -96,35 +114,34 @@ static __device__ void epc_logfmt_encode_row(const uint8_t *row, int hidden, uin
                 at += epi_logfmt_block_bytes((size_t)width);
             }
         } else {
-            for (int i = epc_lane(); i < n; i += EPC_WARP)
-                ((uint16_t *)at)[i] = from[i];
+            epc_logfmt_move(from, n, (uint16_t *)at);
             at += n * 2;
         }
         if (c % 32 == 31 || (c + 1) * chunk >= hidden) {
             if (epc_lane() == 0)
-                ((uint32_t *)out)[c / 32] = flags;
+                head[c / 32] = flags;
             flags = 0;
         }
     }
 }
 
-static __device__ __forceinline__ bool epc_logfmt_is_coded(const uint8_t *row, int c, int n)
+static __device__ __forceinline__ bool epc_logfmt_is_coded(const uint32_t *head, int c, int n)
 {
-    return (__ldcg(&((const uint32_t *)row)[c / 32]) >> c % 32 & 1) &&
+    return (__ldcg(&head[c / 32]) >> c % 32 & 1) &&
            epi_logfmt_chunk_bytes((size_t)n) < (size_t)n * 2;
 }
 
 /* Adds weight times one row's chunk to a lane's sums. */
-static __device__ void epc_add_chunk(const uint8_t *row, int hidden, int c, float weight,
-                                     float acc[EPC_LOGFMT_BLOCKS][4])
+static __device__ void epc_add_chunk(const uint32_t *head, const uint8_t *row, int hidden, int c,
+                                     float weight, float acc[EPC_LOGFMT_BLOCKS][4])
 {
     int chunk = (int)epi_logfmt_chunk((size_t)hidden),
         n = hidden - c * chunk < chunk ? hidden - c * chunk : chunk;
-    const uint8_t *at = row + epc_logfmt_head(hidden);
+    const uint8_t *at = row;
     for (int b = 0; b < c; b++)
-        at += epc_logfmt_is_coded(row, b, chunk) ? (int)epi_logfmt_chunk_bytes((size_t)chunk)
-                                                 : chunk * 2;
-    bool coded = epc_logfmt_is_coded(row, c, n);
+        at += epc_logfmt_is_coded(head, b, chunk) ? (int)epi_logfmt_chunk_bytes((size_t)chunk)
+                                                  : chunk * 2;
+    bool coded = epc_logfmt_is_coded(head, c, n);
 #pragma unroll
     for (int b = 0; b < EPC_LOGFMT_BLOCKS; b++) {
         int i = b * EPI_LOGFMT_BLOCK, width = n - i < EPI_LOGFMT_BLOCK ? n - i : EPI_LOGFMT_BLOCK;
@@ -153,6 +170,14 @@ static __device__ void epc_add_chunk(const uint8_t *row, int hidden, int c, floa
     }
 }
 
+/* Head of an entry's row: a rank's heads are where its weights would be. */
+static __device__ __forceinline__ const uint32_t *epc_head_of(const epc_combine_rows *rows,
+                                                              epc_entry entry)
+{
+    int words = epc_logfmt_head(rows->hidden) / 4;
+    return (const uint32_t *)rows->from->weights[entry >> 32] + (int64_t)(uint32_t)entry * words;
+}
+
 /* Sums of encoded rows: a block takes tokens in turn, a warp a chunk of one. */
 static __device__ void epc_combine_encoded(const epc_combine_rows *rows)
 {
@@ -167,8 +192,8 @@ static __device__ void epc_combine_encoded(const epc_combine_rows *rows)
         for (int k = 0; k < rows->width; k++) {
             epc_entry entry = epc_entries_of(rows, t)[k];
             if (entry >= 0)
-                epc_add_chunk(epc_row_at(rows->from, entry), rows->hidden, c,
-                              rows->weights[t * rows->weight_stride + k], acc);
+                epc_add_chunk(epc_head_of(rows, entry), epc_row_at(rows->from, entry), rows->hidden,
+                              c, rows->weights[t * rows->weight_stride + k], acc);
         }
         uint16_t *out = (uint16_t *)(rows->out + t * rows->out_stride) + c * chunk;
 #pragma unroll

@@ -6,27 +6,34 @@
 #include <string.h>
 #include <time.h>
 
+/* The next `bytes` bytes, aligned. */
+static int64_t place(int64_t *at, int64_t bytes)
+{
+    int64_t here = *at;
+    *at += epc_ll_align(bytes);
+    return here;
+}
+
 static void lay_out(const epc_buffer *b, epc_ll *ll)
 {
     const epc_ll_shape *s = &ll->shape;
     epc_ll_area *area = &ll->area;
-    int64_t per = s->scale == EP_SCALE_UE8M0 ? 512 : 128, at = 0;
+    int64_t per = s->scale == EP_SCALE_UE8M0 ? 512 : 128, at = 0, ranks = b->num_ranks;
+    int64_t outputs = (int64_t)ll->max_local * s->expert_rows;
+    bool verify = b->buffer->config.verify;
     ll->words = (int)((s->max_tokens + 31) / 32);
     ll->row_bytes = s->wire == EP_E4M3 ? s->hidden : 2 * s->hidden;
     ll->scale_count = s->wire == EP_E4M3 ? (int)((s->hidden + per - 1) / per) : 0;
-    area->bits = at;
-    at += epc_ll_align((int64_t)b->num_ranks * ll->max_local * ll->words * 8);
-    area->begin = at;
-    at += epc_ll_align(s->num_experts * 8);
-    area->fields = at;
-    at += epc_ll_align((int64_t)b->num_ranks * EPC_Y_FIELDS * 8);
-    area->rows = at;
-    at += epc_ll_align(s->max_tokens * ll->row_bytes);
-    area->scales = at;
-    at += epc_ll_align(s->max_tokens * ll->scale_count * 4);
-    area->y = at;
-    at += epc_ll_align((int64_t)ll->max_local * s->expert_rows *
-                       (epc_ll_logfmt_bytes(s->hidden) + 15) / 16 * 16);
+    area->bits = place(&at, ranks * ll->max_local * ll->words * 8);
+    area->begin = place(&at, s->num_experts * 8);
+    area->fields = place(&at, ranks * EPC_Y_FIELDS * 8);
+    area->counts = place(&at, epc_ll_overflow_fails(b, s) ? ranks * s->num_experts * 8 : 0);
+    area->rows = place(&at, s->max_tokens * ll->row_bytes);
+    area->scales = place(&at, s->max_tokens * ll->scale_count * 4);
+    area->sums = place(&at, verify ? s->max_tokens * 8 : 0);
+    area->y = place(&at, outputs * s->hidden * 2);
+    area->heads = place(&at, outputs * epc_ll_head_bytes(s->hidden));
+    area->y_sums = place(&at, verify ? outputs * 8 : 0);
     area->bytes = at;
 }
 

@@ -4,6 +4,8 @@
 #define EPI_EP_CUDA_LL_RECEIVE_CUH
 
 #include "ep/cuda/ll_call.cuh"
+#include "ep/cuda/ll_overflow.cuh"
+#include "ep/cuda/ll_verify.cuh"
 
 /* In shared memory: bitmaps of this rank's experts from every source, and rows before each pair. */
 typedef struct epc_ll_tables {
@@ -89,7 +91,7 @@ static __device__ void epc_place_pairs(const epc_ll_params *p, epc_ll_tables *ta
 static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call *call,
                                           const epc_ll_tables *tables)
 {
-    int ranks = p->comm.num_ranks, me = p->comm.rank;
+    int ranks = p->comm.num_ranks;
     for (int i = (int)threadIdx.x; i < p->num_local * ranks; i += (int)blockDim.x) {
         int l = i / ranks, s = i % ranks, begin = tables->first[i];
         int kept = tables->start[i + 1] - tables->start[i];
@@ -105,9 +107,6 @@ static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call
         p->dropped[l] = total - kept;
         if (p->expert_tokens)
             p->expert_tokens[l * p->expert_tokens_stride] += kept;
-        if (total > kept && !p->overflow_drops)
-            epc_fail_call(call->state, EPC_FAIL_CAPACITY, (uint32_t)me, (uint32_t)total, 0,
-                          (uint32_t)p->expert_rows, (uint32_t)l);
     }
 }
 
@@ -254,6 +253,17 @@ static __device__ bool epc_pull_rows(const epc_ll_params *p, const epc_call *cal
     return true;
 }
 
+/* Verify mode: the rows that this warp has pulled. By value, so that tables stay in registers. */
+static __device__ __noinline__ void epc_check_pulled(const epc_ll_params *p, epc_ll_tables tables)
+{
+    int rows = tables.start[p->num_local * p->comm.num_ranks];
+    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
+    for (int item = epc_warp() * (int)gridDim.x + (int)blockIdx.x; item < rows; item += warps) {
+        epc_ll_row at = epc_find_row(p, &tables, item);
+        epc_ll_check_row(p, at.source, at.token, at.expert, at.row);
+    }
+}
+
 /* A dispatch that failed has no rows, for whoever goes by its counts before he learns of it. */
 static __device__ void epc_leave_empty(const epc_ll_params *p)
 {
@@ -273,12 +283,16 @@ static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *
     tables.bits = (uint32_t *)(tables.total + p->num_local);
     if (!epc_gather_bitmaps(p, call, &tables))
         return epc_leave_empty(p);
+    if (p->overflow_fails && !epc_experts_fit(p, call))
+        return epc_leave_empty(p);
     epc_count_pairs(p, &tables);
     epc_place_pairs(p, &tables);
     if (blockIdx.x == 0)
         epc_publish_counts(p, call, &tables);
     if (!epc_pull_rows(p, call, &tables))
         epc_leave_empty(p);
+    else if (p->verify)
+        epc_check_pulled(p, tables);
 }
 
 #endif

@@ -4,6 +4,8 @@
 #define EPI_EP_CUDA_LL_SEND_CUH
 
 #include "ep/cuda/ll_call.cuh"
+#include "ep/cuda/ll_overflow.cuh"
+#include "ep/cuda/ll_verify.cuh"
 #include "ep/cuda/quantise.cuh"
 
 /* The expert that a pair names. */
@@ -154,6 +156,8 @@ static __device__ void epc_send_tokens(const epc_ll_params *p, const epc_call *c
     if (!ok)
         return;
     epc_push_bitmaps(p, call, bits);
+    if (p->overflow_fails)
+        epc_push_expert_counts(p, call, bits);
     epc_find_positions(p, bits);
     epc_put_tokens(p);
 }
@@ -161,6 +165,8 @@ static __device__ void epc_send_tokens(const epc_ll_params *p, const epc_call *c
 /* One thread a rank: the rows are there, or never will be. */
 static __device__ uint32_t epc_announce(const epc_ll_params *p, const epc_call *call, int flag)
 {
+    if (p->verify)
+        epc_ll_seal_tokens(p);
     uint32_t fail = epc_load_gpu(&call->state->fail);
     int r = (int)threadIdx.x;
     if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r))

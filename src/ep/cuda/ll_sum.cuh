@@ -5,6 +5,7 @@
 
 #include "ep/cuda/ll_call.cuh"
 #include "ep/cuda/ll_logfmt.cuh"
+#include "ep/cuda/ll_verify.cuh"
 
 /* Expert outputs that peers can't read where they are, or that go encoded, to the area. */
 static __device__ void epc_pack_outputs(const epc_ll_params *p)
@@ -12,16 +13,16 @@ static __device__ void epc_pack_outputs(const epc_ll_params *p)
     uint8_t *area = epc_area_at(p, p->comm.rank) + p->area.y;
     int warps = (int)(blockDim.x / EPC_WARP * gridDim.x),
         item = epc_warp() * (int)gridDim.x + (int)blockIdx.x;
-    int64_t stride = p->encode ? p->encoded_stride : (int64_t)p->hidden * 2;
-    int64_t before = 0;
+    int64_t stride = (int64_t)p->hidden * 2, before = 0;
     for (int l = 0; l < p->num_local; l++) {
         int count = p->count[l];
         for (; item < before + count; item += warps) {
             int i = (int)(item - before);
             const uint8_t *from = p->y + l * p->y_expert_stride + i * p->y_row_stride;
-            uint8_t *to = area + ((int64_t)l * p->expert_rows + i) * stride;
+            int64_t row = (int64_t)l * p->expert_rows + i;
+            uint8_t *to = area + row * stride;
             if (p->encode)
-                epc_logfmt_encode_row(from, p->hidden, to);
+                epc_logfmt_encode_row(from, p->hidden, epc_heads_at(p, p->comm.rank, row), to);
             else if ((uint64_t)from % 16 == 0)
                 epc_copy_bytes(to, from, stride);
             else
@@ -48,6 +49,8 @@ static __device__ void epc_announce_outputs(const epc_ll_params *p, const epc_ca
 {
     int ranks = p->comm.num_ranks, r = (int)threadIdx.x;
     int i = r - (ranks + EPC_WARP - 1) / EPC_WARP * EPC_WARP; /* warps behind those of the flags */
+    if (p->verify && !p->refused)
+        epc_ll_seal_outputs(p);
     bool failed = (p->y || p->refused) && epc_load_gpu(&call->state->fail) != EPC_OK;
     if (r < ranks && !epc_is_masked(&p->comm, r))
         epc_raise(call, r, epc_ll_flag_of(p, EPC_LL_Y), failed);
@@ -95,6 +98,7 @@ static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call
         int64_t offset = (int64_t)((uint64_t)f[EPC_Y_OFFSET_HI] << 32 | f[EPC_Y_OFFSET_LO]);
         from->y[r] = ok ? epc_memory_at(&p->comm, r, f[EPC_Y_PLACE], offset) : NULL;
         from->stride[r] = f[EPC_Y_STRIDE];
+        from->weights[r] = (const float *)(epc_area_at(p, r) + p->area.heads); /* of encoded rows */
     }
     return __syncthreads_and(ok);
 }
@@ -188,6 +192,8 @@ static __device__ void epc_sum_outputs(const epc_ll_params *p, const epc_call *c
         epc_combine_bulk<EPC_BF16>(&rows, call->state, memory);
     else
         epc_combine_registers<EPC_BF16>(&rows);
+    if (p->verify)
+        epc_ll_check_outputs(p, rows);
 }
 
 #endif

@@ -83,7 +83,8 @@ static void describe_shape(epc_buffer *b, const epc_ll *ll, int slot, epc_flight
     p->max_tokens = (int32_t)ll->shape.max_tokens;
     p->words = ll->words;
     p->expert_rows = (int32_t)ll->shape.expert_rows;
-    p->overflow_drops = ll->shape.overflow == EP_OVERFLOW_DROP;
+    p->overflow_fails = epc_ll_overflow_fails(b, &ll->shape);
+    p->head_bytes = (int32_t)epc_ll_head_bytes(ll->shape.hidden);
     p->quantise = ll->shape.wire == EP_E4M3;
     p->scale_kind = ll->shape.scale;
     p->scale_count = ll->scale_count;
@@ -99,6 +100,7 @@ static void describe_shape(epc_buffer *b, const epc_ll *ll, int slot, epc_flight
     p->first_expert = ll->table->first;
     p->count = ll->slot[slot].count;
     p->verify = b->buffer->config.verify;
+    p->flip = epc_flip_now(b);
 }
 
 static ep_status start_kernel(int which, const epc_ll_params *p, int blocks, size_t shared,
@@ -367,25 +369,43 @@ static bool readable(epc_buffer *b, const ep_tensor *y, int *place, int64_t *off
            epc_export(b, y->data, bytes, place, offset);
 }
 
+/* Outputs that are copied or encoded to the area: from elsewhere, or encoded where they are. */
+static ep_status check_overlap(const epc_buffer *b, const struct epc_ll_handle *own,
+                               const ep_tensor *y)
+{
+    ep_tensor area = send_buffer(b, own);
+    bool same = y->data == area.data && y->stride[1] == area.stride[1] &&
+                (y->shape[0] < 2 || y->stride[0] == area.stride[0]);
+    const uint8_t *start = area.data, *at = y->data;
+    int64_t bytes = area.shape[0] * area.stride[0] * 2;
+    if (same || at >= start + bytes || at + y->shape[0] * y->stride[0] * 2 <= start)
+        return EP_OK;
+    return epi_fail(
+        EP_ERR_ARGUMENT,
+        "ep_ll_combine: y lies in the send buffer with strides (%lld, %lld); there they "
+        "must be those of ep_ll_combine_buffer (%lld, %lld)",
+        (long long)y->stride[0], (long long)y->stride[1], (long long)area.stride[0],
+        (long long)area.stride[1]);
+}
+
 /* y as the other ranks will find it. */
-static void place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
-                          const ep_ll_combine_args *args, epc_ll_params *p)
+static ep_status place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
+                               const ep_ll_combine_args *args, epc_ll_params *p)
 {
     const epc_ll *ll = own->ll;
     int place = 0;
     int64_t offset = 0, stride = args->y.stride[1] * 2;
-    ep_tensor area = send_buffer(b, own);
     p->encode = args->wire == EP_COMBINE_LOGFMT10;
-    p->encoded_stride = (epc_ll_logfmt_bytes(ll->shape.hidden) + 15) / 16 * 16;
-    bool in_area = args->y.data == area.data,
+    bool in_area = args->y.data == send_buffer(b, own).data,
          in_place = !p->encode && readable(b, &args->y, &place, &offset);
     if (!in_place) {
+        EPI_TRY(check_overlap(b, own, &args->y));
         p->y = args->y.data;
         p->y_expert_stride = args->y.stride[0] * 2;
         p->y_row_stride = args->y.stride[1] * 2;
         place = (int)p->place[b->rank];
         offset = p->offset[b->rank] + ll->area.y;
-        stride = p->encode ? p->encoded_stride : ll->shape.hidden * 2;
+        stride = ll->shape.hidden * 2;
     }
     p->outside = in_place && !in_area;
     p->field[EPC_Y_PLACE] = (uint32_t)place;
@@ -393,6 +413,7 @@ static void place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
     p->field[EPC_Y_OFFSET_HI] = (uint32_t)((uint64_t)offset >> 32);
     p->field[EPC_Y_STRIDE] = (uint32_t)stride;
     p->field[EPC_Y_ENCODED] = (uint32_t)p->encode;
+    return EP_OK;
 }
 
 /* Lists of entries: of a block's tokens in its shared memory, or of all on the device where that
@@ -416,10 +437,6 @@ static ep_status combine_with(epc_buffer *b, epc_flight *flight, const struct ep
 {
     epc_ll_params p;
     describe_shape(b, own->ll, own->core->slot, flight, &p);
-    if (args->wire == EP_COMBINE_LOGFMT10 && args->y.data == send_buffer(b, own).data)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "ep_ll_combine: y is the send buffer, which rows are encoded to; on CUDA "
-                        "EP_COMBINE_LOGFMT10 needs y elsewhere");
     p.num_tokens = (int32_t)own->core->num_tokens;
     p.ids = args->topk_idx.data;
     p.id_stride = args->topk_idx.stride[0];
@@ -432,7 +449,7 @@ static ep_status combine_with(epc_buffer *b, epc_flight *flight, const struct ep
     p.out_stride = args->out.stride[0] * 2;
     p.wait_cost = args->wait_cost.data;
     p.wait_cost_stride = args->wait_cost.stride[0];
-    place_outputs(b, own, args, &p);
+    EPI_TRY(place_outputs(b, own, args, &p));
     size_t entries;
     EPI_TRY(place_entries(b, &p, blocks, &entries));
     size_t shared = entries + epc_plan_ring(b, p.hidden, EP_BF16, entries, &p.bulk, &p.pieces,

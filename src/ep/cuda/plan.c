@@ -180,7 +180,7 @@ ep_status epc_plan_scratch(epc_buffer *b, epc_dispatch *d)
     size_t counts = epc_padded(columns * (size_t)p->units * 4);
     size_t experts = epc_padded((size_t)p->num_experts * (size_t)d->blocks * 4);
     size_t layout = d->cached ? 0 : drafts + counts + experts, seals = plan_seals(d);
-    uint8_t *memory;
+    uint8_t *memory = NULL;
     if (layout + seals == 0)
         return EP_OK;
     EPI_TRY(epc_use_scratch(b, layout + seals, &memory));

@@ -118,6 +118,7 @@ enum epc_fail {
     EPC_FAIL_ID,        /* detail[0]: token, [1]: place, [2], [3]: the id */
     EPC_FAIL_DUPLICATE, /* detail[0]: token, [1]: place, [2]: the id */
     EPC_FAIL_CORRUPT,   /* detail[0]: row, [1]: its rank, [2]: epc_corrupt, [3], [4]: tokens */
+    EPC_FAIL_OVERFLOW,  /* detail[0]: expert, [1]: its rank, [2]: rows, [3]: max_expert_rows */
     EPC_FAIL_REFUSED    /* this rank did not take part */
 };
 
@@ -367,9 +368,13 @@ typedef struct epc_ll_area {
     int64_t begin;  /* words [E]: first row of this rank's tokens within each expert's; by the
                        expert's rank */
     int64_t fields; /* words [R, EPC_Y_FIELDS] */
+    int64_t counts; /* words [R, E] of a source's rows for each expert, where one may overflow */
     int64_t rows;   /* [M, H] of the wire */
     int64_t scales; /* [M, scale words] */
-    int64_t y;      /* [L, S, H] BF16, the send buffer */
+    int64_t sums;   /* uint64 [M] of the tokens, verify mode */
+    int64_t y;      /* [L, S, H] BF16, the send buffer; encoded outputs too */
+    int64_t heads;  /* [L, S, head_bytes] of encoded outputs */
+    int64_t y_sums; /* uint64 [L, S], verify mode */
     int64_t bytes;
 } epc_ll_area;
 
@@ -383,7 +388,8 @@ typedef struct epc_ll_params {
     int32_t slot, hidden, topk, num_experts, num_local, num_tokens;
     int32_t max_tokens, words; /* M, and 32-bit words of a bitmap of M bits */
     int32_t expert_rows;       /* S */
-    int32_t overflow_drops, quantise, scale_kind, scale_count, scales_by_column;
+    int32_t overflow_fails;    /* an expert may get more, which is an error */
+    int32_t quantise, scale_kind, scale_count, scales_by_column;
     int64_t row_bytes;
     epc_ll_area area;
     uint32_t place[EPC_MAX_RANKS]; /* of the slot's area at each rank */
@@ -398,6 +404,7 @@ typedef struct epc_ll_params {
     const uint8_t *ids;
     int64_t id_stride;
     int32_t id_bytes, verify;
+    int64_t flip;       /* as in dispatch: 1 + the token, or output, in which a bit flips */
     int32_t *saved_ids; /* [T, K] of the handle */
     int32_t *position;  /* [T, K] among this rank's tokens of the expert */
 
@@ -416,7 +423,7 @@ typedef struct epc_ll_params {
     const uint8_t *y; /* to be copied or encoded to the area; NULL: read in place */
     int64_t y_expert_stride, y_row_stride; /* bytes */
     int32_t encode, outside;               /* outside: y is read in place, and not in the area */
-    int64_t encoded_stride;
+    int32_t head_bytes;
     const float *weights;
     int64_t weight_stride;
     uint8_t *out;
