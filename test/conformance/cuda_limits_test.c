@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * What CUDA buffers do at their limits: room in the window for calls that can't
- * wait for it to grow, calls that fail on one rank. Skipped without a device.
+ * wait for it to grow, calls that fail on one rank, the largest numbers, more
+ * allocations than peers can map. Skipped without a device.
  * ctest-timeout: 300
  */
 #include "support/cuda.h"
@@ -300,12 +301,234 @@ static void overflow_is_everybodys(void **state)
     run(3, overflow_body);
 }
 
+/* ---------------------------------------------------------------- numbers */
+
+/* A group that is too large, and one that is not, each rank a thread. */
+static int group_body(ep_group *group, void *argument)
+{
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    ep_buffer *buffer = NULL;
+    (void)argument;
+    config.device = EP_DEVICE_CUDA;
+    TEST_CHECK(ep_buffer_create(group, &config, &buffer) == EP_ERR_UNSUPPORTED && !buffer);
+    TEST_CHECK(CUDA_SAYS("the group has 65 ranks", "1..64"));
+    return 0;
+}
+
+/* A process that uses a device can't fork ranks that do. */
+static int group_process(int rank, int num_ranks, void *argument)
+{
+    (void)rank, (void)num_ranks;
+    return test_run_groups("threads", 65, group_body, argument) != 0;
+}
+
+static int numbers_body(ep_group *group, void *argument)
+{
+    enum { TOPK = 256 };
+    struct cuda_rank c;
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    ep_buffer *buffer = NULL;
+    ep_recv recv;
+    ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
+    (void)argument;
+    config.device = EP_DEVICE_CUDA;
+    config.max_experts = 16385;
+    TEST_CHECK(ep_buffer_create(group, &config, &buffer) == EP_ERR_UNSUPPORTED);
+    TEST_CHECK(CUDA_SAYS("max_experts is 16385", "1..16384"));
+    if (cuda_open(group, 0, 0, 3, 64, &c))
+        return 1;
+    int64_t *ids = test_zeros(3 * (TOPK + 1), 8);
+    for (int i = 0; i < 3 * (TOPK + 1); i++)
+        ids[i] = i % (TOPK + 1);
+    ep_tensor most = tensor_new_ids(EP_I64, 3, TOPK, 0, ids),
+              more = tensor_new_ids(EP_I64, 3, TOPK + 1, 0, ids);
+    args.x = c.x;
+    args.topk_idx = more;
+    args.num_experts = TOPK + 1;
+    args.stream = test_device.stream;
+    recv = (ep_recv)EP_RECV_INIT;
+    TEST_CHECK(ep_dispatch(c.buffer, &args, &recv, NULL) == EP_ERR_UNSUPPORTED);
+    TEST_CHECK(CUDA_SAYS("topk_idx.shape[1] (top-k) is 257", "1..256"));
+    args.topk_idx = most;
+    args.layout = EP_ROWS_BY_EXPERT;
+    TEST_OK(ep_dispatch(c.buffer, &args, &recv, NULL));
+    TEST_CHECK(recv.num_rows == 3 * TOPK);
+    cuda_drop(&recv);
+    tensor_free(&most);
+    tensor_free(&more);
+    free(ids);
+    cuda_close(&c);
+    return 0;
+}
+
+/* All experts there can be, by token and by expert. */
+static int experts_body(ep_group *group, void *argument)
+{
+    ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    ep_recv recv = EP_RECV_INIT;
+    ep_buffer *buffer = NULL;
+    int64_t ids[2] = {0, 16383};
+    uint16_t rows[2 * 64] = {0};
+    (void)argument;
+    TEST_OK(test_device_enter(ep_group_rank(group)));
+    config.device = EP_DEVICE_CUDA;
+    config.device_index = test_device.index;
+    config.max_experts = 16384;
+    TEST_OK(ep_buffer_create(group, &config, &buffer));
+    args.x = tensor_new(EP_BF16, 2, 64, 0, rows);
+    args.topk_idx = tensor_new_ids(EP_I64, 2, 1, 0, ids);
+    args.num_experts = 16384;
+    args.stream = test_device.stream;
+    for (int layout = 0; layout < 2; layout++) {
+        args.layout = (ep_row_layout)layout;
+        TEST_OK(ep_dispatch(buffer, &args, &recv, NULL));
+        TEST_CHECK(recv.num_rows == 2); /* one of each rank */
+        cuda_drop(&recv);
+    }
+    tensor_free(&args.x);
+    tensor_free(&args.topk_idx);
+    ep_buffer_destroy(buffer);
+    test_device_leave();
+    return 0;
+}
+
+static void numbers_have_limits(void **state)
+{
+    (void)state;
+    if (!cuda_present())
+        skip();
+    assert_int_equal(test_run_processes(1, group_process, NULL), 0);
+    run(1, numbers_body);
+    run(2, experts_body);
+}
+
+/* ---------------------------------------------------------------- exports */
+
+/* Many allocations, so many that entries must be used again. */
+enum { BUFFERS = 120, EXPORTS = 112, IDLE = 256 };
+struct many {
+    struct cuda_rank c;
+    ep_handle *handle;
+    void *memory[BUFFERS];
+    ep_tensor out;
+    void *fill;
+};
+
+/* Sums the rows of one allocation, which are all alike. */
+static ep_status sum_buffer(struct many *m, int i)
+{
+    ep_combine_args args = EP_COMBINE_ARGS_INIT;
+    args.y = ep_tensor_2d(m->memory[i], EP_BF16, m->c.num_ranks * m->c.num_tokens, m->c.hidden);
+    args.y.device = EP_DEVICE_CUDA;
+    args.y.device_index = test_device.index;
+    args.handle = m->handle;
+    args.out = m->out;
+    args.stream = test_device.stream;
+    return ep_combine(m->c.buffer, &args, NULL);
+}
+
+static uint16_t small_number(int i)
+{
+    uint16_t value;
+    float number = (float)(i + 1);
+    memcpy(&value, (char *)&number + 2, 2); /* exact: BF16 has 8 bits */
+    return value;
+}
+
+static int check_sum(struct many *m, int i)
+{
+    uint16_t first, last;
+    size_t count = (size_t)(m->c.num_tokens * m->c.hidden);
+    TEST_OK(sum_buffer(m, i));
+    cuda_read(&m->c, &first, m->out.data, 2);
+    cuda_read(&m->c, &last, (uint16_t *)m->out.data + count - 1, 2);
+    TEST_CHECK(first == small_number(2 * i + 1) && last == first); /* two ranks' rows */
+    return 0;
+}
+
+/* Whether the allocation is read in place: with the window full, nothing can be copied. */
+static int check_export(struct many *m, int i, bool exported)
+{
+    if (fill_window(&m->c, 65536, &m->fill))
+        return 1;
+    if (exported)
+        return check_sum(m, i) || ep_buffer_free(m->c.buffer, m->fill) != EP_OK;
+    TEST_CHECK(sum_buffer(m, i) == EP_ERR_CAPACITY);
+    TEST_CHECK(CUDA_SAYS("peers can't reach", "ep_buffer_alloc", "window_bytes of"));
+    TEST_OK(ep_buffer_free(m->c.buffer, m->fill));
+    return 0;
+}
+
+static int make_buffers(struct many *m)
+{
+    int64_t elements = m->c.num_ranks * m->c.num_tokens * m->c.hidden;
+    uint16_t *values = test_zeros(elements, 2);
+    for (int i = 0; i < BUFFERS; i++) {
+        TEST_OK(ep_device_alloc(EP_DEVICE_CUDA, test_device.index, (size_t)2 << 20, &m->memory[i]));
+        for (int64_t e = 0; e < elements; e++)
+            values[e] = small_number(i);
+        test_memory_write(m->memory[i], values, (size_t)elements * 2);
+    }
+    free(values);
+    return 0;
+}
+
+static int use_many(struct many *m)
+{
+    int failed = 0;
+    for (int i = 0; i < BUFFERS && !failed; i++) /* copied, and offered as long as there is room */
+        failed = check_sum(m, i);
+    for (int i = 0; i < 2 && !failed; i++) /* all peers have come by */
+        failed = check_sum(m, 0);
+    for (int i = EXPORTS - 3; i < EXPORTS + 3 && !failed; i++)
+        failed = check_export(m, i, i < EXPORTS);
+    for (int i = 0; i < IDLE + 2 && !failed; i++) /* the others lie idle */
+        failed = check_sum(m, 0);
+    if (!failed)
+        failed = check_sum(m, BUFFERS - 1) || check_sum(m, 0); /* takes the place of 1 */
+    return failed || check_export(m, BUFFERS - 1, true) || check_export(m, 0, true) ||
+           check_export(m, 1, false) || check_export(m, 2, true);
+}
+
+static int exports_body(ep_group *group, void *argument)
+{
+    struct many *m = test_zeros(1, sizeof *m);
+    ep_recv recv;
+    (void)argument;
+    if (cuda_open(group, (size_t)16 << 20, 0, 64, 1024, &m->c))
+        return 1;
+    m->out = tensor_new(EP_BF16, m->c.num_tokens, m->c.hidden, 0, NULL);
+    TEST_OK(cuda_dispatch(&m->c, 2 * m->c.num_tokens, NULL, &recv, NULL));
+    m->handle = recv.handle;
+    ep_recv_release(&recv);
+    if (make_buffers(m) || use_many(m)) {
+        fprintf(stderr, "  on rank %d\n", m->c.rank);
+        return 1;
+    }
+    ep_handle_release(m->handle);
+    tensor_free(&m->out);
+    for (int i = 0; i < BUFFERS; i++)
+        ep_device_free(EP_DEVICE_CUDA, test_device.index, m->memory[i]);
+    cuda_close(&m->c);
+    free(m);
+    return 0;
+}
+
+static void many_allocations_are_exported(void **state)
+{
+    (void)state;
+    unsetenv("EP_CUDA_EXPORT");
+    run(2, exports_body);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(one_rank_without_room),  cmocka_unit_test(room_for_what_follows),
-        cmocka_unit_test(captured_without_room),  cmocka_unit_test(failed_dispatch_is_empty),
-        cmocka_unit_test(overflow_is_everybodys),
+        cmocka_unit_test(one_rank_without_room),         cmocka_unit_test(room_for_what_follows),
+        cmocka_unit_test(captured_without_room),         cmocka_unit_test(failed_dispatch_is_empty),
+        cmocka_unit_test(overflow_is_everybodys),        cmocka_unit_test(numbers_have_limits),
+        cmocka_unit_test(many_allocations_are_exported),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

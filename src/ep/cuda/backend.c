@@ -24,13 +24,12 @@ static ep_status check_device(epc_buffer *b)
             "ep_buffer_create: device %d has compute capability %d.%d; 8.0 or more is needed",
             b->device, b->gpu.compute / 10, b->gpu.compute % 10);
     if (b->num_ranks > EPC_MAX_RANKS)
-        return epi_fail(
-            EP_ERR_UNSUPPORTED,
-            "ep_buffer_create: the group has %d ranks; on CUDA at most %d are supported",
-            b->num_ranks, EPC_MAX_RANKS);
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "ep_buffer_create: the group has %d ranks; on CUDA it must have 1..%d",
+                        b->num_ranks, EPC_MAX_RANKS);
     if (b->max_experts > EPC_MAX_EXPERTS)
         return epi_fail(EP_ERR_UNSUPPORTED,
-                        "ep_buffer_create: max_experts is %d; on CUDA it must be at most %d",
+                        "ep_buffer_create: max_experts is %d; on CUDA it must be 1..%d",
                         b->max_experts, EPC_MAX_EXPERTS);
     b->bulk = b->gpu.compute >= 90;
     if (forced && strcmp(forced, "sm80") == 0)

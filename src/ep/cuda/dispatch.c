@@ -449,7 +449,7 @@ static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
     if (!d->cached) {
         if (args->topk_idx.shape[1] > EPC_MAX_TOPK)
             return epi_fail(EP_ERR_UNSUPPORTED,
-                            "%s: topk_idx.shape[1] (top-k) is %lld; on CUDA it must be at most %d",
+                            "%s: topk_idx.shape[1] (top-k) is %lld; on CUDA it must be 1..%d",
                             d->flight->call, (long long)args->topk_idx.shape[1], EPC_MAX_TOPK);
         EPI_TRY(epc_find_table(b, d->flight->call, args->num_experts, args->expert_rank, &table));
     }

@@ -8,14 +8,15 @@ static size_t row_bytes_of(const ep_tensor *tensor)
 }
 
 /* Whether peers reach the tensor as it is. */
-static bool reached(epc_buffer *b, const ep_tensor *tensor, epc_exposed *out)
+static bool reached(const epc_flight *flight, const ep_tensor *tensor, epc_exposed *out)
 {
     size_t element = ep_dtype_size(tensor->dtype), stride = (size_t)tensor->stride[0] * element;
     size_t rows = (size_t)tensor->shape[0];
     size_t bytes = rows ? (rows - 1) * stride + row_bytes_of(tensor) : 0;
     *out = (epc_exposed){.memory = tensor->data, .stride = stride};
-    return bytes == 0 || epc_locate(b, tensor->data, bytes, &out->place, &out->offset) ||
-           epc_export(b, tensor->data, bytes, &out->place, &out->offset);
+    return bytes == 0 ||
+           epc_locate(flight->owner, tensor->data, bytes, &out->place, &out->offset) ||
+           epc_export(flight, tensor->data, bytes, &out->place, &out->offset);
 }
 
 /* The flight keeps a block until the call is done. */
@@ -54,7 +55,7 @@ ep_status epc_expose(epc_flight *flight, const epc_handle *handle, const ep_tens
     bool copied[2] = {false, false};
     size_t bytes = epc_padded(sums_bytes);
     for (int i = 0; i < count; i++) {
-        copied[i] = !reached(b, tensors[i], &out[i]);
+        copied[i] = !reached(flight, tensors[i], &out[i]);
         if (copied[i])
             bytes += epc_padded((size_t)tensors[i]->shape[0] * row_bytes_of(tensors[i]));
     }

@@ -177,8 +177,9 @@ ep_status epc_exports_create(epc_buffer *b);
 void epc_exports_destroy(epc_buffer *b);
 /* Maps what peers have offered since. */
 void epc_exports_visit(epc_buffer *b);
-/* Whether every peer has mapped the allocation; if not, offers it. */
-bool epc_export(epc_buffer *b, const void *memory, size_t bytes, int *place, int64_t *offset);
+/* Whether every peer has mapped the allocation, for the call to read there; if not, offers it. */
+bool epc_export(const epc_flight *flight, const void *memory, size_t bytes, int *place,
+                int64_t *offset);
 
 /* flight.c */
 /* Begins a call on `stream`: earlier failures, order behind the last call, a report. */

@@ -149,17 +149,22 @@ static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *a
     return EP_OK;
 }
 
+/* Bitmaps of all tokens must fit a multiprocessor. */
 static ep_status check_limits(const epc_buffer *b, const epc_ll *ll, int blocks)
 {
     size_t room = (size_t)b->gpu.max_shared - 12 * 1024;
-    size_t send = ((size_t)ll->shape.num_experts + (size_t)blocks - 1) / (size_t)blocks *
-                  (size_t)ll->words * 4;
-    if (send > room || epc_ll_recv_shared(b->num_ranks, ll->num_local, ll->words) > room)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "ep_ll_dispatch: max_tokens is %lld; with %d experts here from %d ranks a "
-                        "multiprocessor has "
-                        "no room for their bitmaps",
-                        (long long)ll->shape.max_tokens, ll->num_local, b->num_ranks);
+    size_t experts = ((size_t)ll->shape.num_experts + (size_t)blocks - 1) / (size_t)blocks;
+    int most = ll->words;
+    while (most > 0 && (experts * (size_t)most * 4 > room ||
+                        epc_ll_recv_shared(b->num_ranks, ll->num_local, most) > room))
+        most--;
+    if (most < ll->words)
+        return epi_fail(
+            EP_ERR_UNSUPPORTED,
+            "ep_ll_dispatch: max_tokens is %lld; with %d of %lld experts here, %d ranks "
+            "and %d blocks it must be at most %d",
+            (long long)ll->shape.max_tokens, ll->num_local, (long long)ll->shape.num_experts,
+            b->num_ranks, blocks, 32 * most);
     return EP_OK;
 }
 

@@ -358,15 +358,15 @@ static ep_tensor send_buffer(const epc_buffer *b, const struct epc_ll_handle *ow
 }
 
 /* Whether peers can read y where it is: rows of experts must follow each other. */
-static bool readable(epc_buffer *b, const ep_tensor *y, int *place, int64_t *offset)
+static bool readable(const epc_flight *flight, const ep_tensor *y, int *place, int64_t *offset)
 {
     int64_t rows = y->shape[0] * y->shape[1];
     size_t bytes = rows ? (size_t)((rows - 1) * y->stride[1] + y->shape[2]) * 2 : 0;
     if ((y->shape[0] > 1 && y->stride[0] != y->shape[1] * y->stride[1]) ||
         y->stride[1] * 2 > UINT32_MAX)
         return false;
-    return bytes == 0 || epc_locate(b, y->data, bytes, place, offset) ||
-           epc_export(b, y->data, bytes, place, offset);
+    return bytes == 0 || epc_locate(flight->owner, y->data, bytes, place, offset) ||
+           epc_export(flight, y->data, bytes, place, offset);
 }
 
 /* Outputs that are copied or encoded to the area: from elsewhere, or encoded where they are. */
@@ -389,15 +389,16 @@ static ep_status check_overlap(const epc_buffer *b, const struct epc_ll_handle *
 }
 
 /* y as the other ranks will find it. */
-static ep_status place_outputs(epc_buffer *b, const struct epc_ll_handle *own,
+static ep_status place_outputs(const epc_flight *flight, const struct epc_ll_handle *own,
                                const ep_ll_combine_args *args, epc_ll_params *p)
 {
+    const epc_buffer *b = flight->owner;
     const epc_ll *ll = own->ll;
     int place = 0;
     int64_t offset = 0, stride = args->y.stride[1] * 2;
     p->encode = args->wire == EP_COMBINE_LOGFMT10;
     bool in_area = args->y.data == send_buffer(b, own).data,
-         in_place = !p->encode && readable(b, &args->y, &place, &offset);
+         in_place = !p->encode && readable(flight, &args->y, &place, &offset);
     if (!in_place) {
         EPI_TRY(check_overlap(b, own, &args->y));
         p->y = args->y.data;
@@ -449,7 +450,7 @@ static ep_status combine_with(epc_buffer *b, epc_flight *flight, const struct ep
     p.out_stride = args->out.stride[0] * 2;
     p.wait_cost = args->wait_cost.data;
     p.wait_cost_stride = args->wait_cost.stride[0];
-    EPI_TRY(place_outputs(b, own, args, &p));
+    EPI_TRY(place_outputs(flight, own, args, &p));
     size_t entries;
     EPI_TRY(place_entries(b, &p, blocks, &entries));
     size_t shared = entries + epc_plan_ring(b, p.hidden, EP_BF16, entries, &p.bulk, &p.pieces,

@@ -78,9 +78,8 @@ ep_status epc_find_table(epc_buffer *b, const char *call, int64_t num_experts,
 {
     epi_experts experts;
     if (num_experts > EPC_MAX_EXPERTS)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "%s: num_experts is %lld; on CUDA it must be at most %d", call,
-                        (long long)num_experts, EPC_MAX_EXPERTS);
+        return epi_fail(EP_ERR_UNSUPPORTED, "%s: num_experts is %lld; on CUDA it must be 1..%d",
+                        call, (long long)num_experts, EPC_MAX_EXPERTS);
     EPI_TRY(epc_core.experts_init(&experts, call, num_experts, expert_rank, b->num_ranks, b->rank));
     epc_table *table = b->tables;
     while (table && (table->count != num_experts || table->sum != experts.table_sum))
@@ -108,6 +107,37 @@ ep_status epc_find_table(epc_buffer *b, const char *call, int64_t num_experts,
     return status;
 }
 
+#define BATCH 4096 /* sizeof(epc_batch) */
+
+/* Whether the tables of a call with that many experts fit a multiprocessor, beside two batches and
+   a stage. */
+static bool experts_fit(const epc_buffer *b, const epc_dispatch_params *p, int experts)
+{
+    size_t room = (size_t)b->gpu.max_shared - 2048, stage = p->bulk ? 20480 : 4096;
+    int columns = p->by_expert ? experts : b->num_ranks;
+    return epc_layout_bytes(b->num_ranks, experts, p->by_expert, 1) <= room &&
+           epc_dispatch_tables_bytes(b->num_ranks, columns) + 2 * BATCH + stage <= room;
+}
+
+static ep_status check_experts(const epc_buffer *b, const epc_dispatch *d)
+{
+    const epc_dispatch_params *p = &d->params;
+    int low = 0, high = p->num_experts;
+    if (experts_fit(b, p, high))
+        return EP_OK;
+    while (low + 1 < high) {
+        int middle = (low + high) / 2;
+        if (experts_fit(b, p, middle))
+            low = middle;
+        else
+            high = middle;
+    }
+    return epi_fail(EP_ERR_UNSUPPORTED,
+                    "%s: num_experts is %d; in this layout it must be at most %d, as a "
+                    "multiprocessor has %d bytes for tables",
+                    d->flight->call, p->num_experts, low, b->gpu.max_shared);
+}
+
 /* How a block's shared memory and warps are used. */
 ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d)
 {
@@ -117,35 +147,30 @@ ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d)
     int columns = p->by_expert ? p->num_experts : b->num_ranks;
     size_t tables = epc_dispatch_tables_bytes(b->num_ranks, columns),
            room = (size_t)b->gpu.max_shared - 2048;
-    size_t batch = 4096; /* sizeof(epc_batch) */
+    EPI_TRY(check_experts(b, d));
     p->layout_warps = warps;
     while (p->layout_warps > 1 &&
            epc_layout_bytes(b->num_ranks, p->num_experts, p->by_expert, p->layout_warps) > room)
         p->layout_warps /= 2;
     size_t layout = epc_layout_bytes(b->num_ranks, p->num_experts, p->by_expert, p->layout_warps);
-    if (layout > room || tables + 2 * batch + 4096 > room)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "%s: %d experts do not fit a multiprocessor's %zu bytes", d->flight->call,
-                        p->num_experts, room);
     p->piece_bytes = (int32_t)(row < 16384 ? row : 16384);
     p->sides = row <= 8192 ? 16 : 8; /* narrow rows: what lies beside them weighs more */
     if (!p->bulk) {
-        p->sides = smaller(warps, (int)((room - tables) / batch));
-        d->shared = tables + (size_t)p->sides * batch;
+        p->sides = smaller(warps, (int)((room - tables) / BATCH));
+        d->shared = tables + (size_t)p->sides * BATCH;
     } else {
         size_t stage =
             ((size_t)p->piece_bytes + (p->quantise ? (size_t)p->piece_bytes / 64 + 16 : 0) + 127) /
             128 * 128;
-        size_t left = room - tables - (size_t)p->sides * batch;
+        while ((size_t)p->sides * BATCH + stage > room - tables)
+            p->sides /= 2;
+        size_t left = room - tables - (size_t)p->sides * BATCH;
         int wanted =
             (int)((p->quantise ? 143360 : 57344) / stage); /* enough in flight, and no more */
         p->stage_bytes = (int32_t)stage;
         p->movers =
             smaller(warps - p->sides, smaller(wanted < 4 ? 4 : wanted, (int)(left / stage)));
-        d->shared = tables + (size_t)p->sides * batch + (size_t)p->movers * stage;
-        if (p->movers < 1)
-            return epi_fail(EP_ERR_UNSUPPORTED, "%s: %d experts leave no room for rows",
-                            d->flight->call, p->num_experts);
+        d->shared = tables + (size_t)p->sides * BATCH + (size_t)p->movers * stage;
     }
     if (d->shared < layout)
         d->shared = layout;

@@ -22,7 +22,7 @@
 
 #define EPC_MAX_RANKS 64
 #define EPC_MAX_EXPERTS 16384
-#define EPC_MAX_PLACES 64 /* memories of one rank that peers can reach: segments, then exports */
+#define EPC_MAX_PLACES 128 /* memories of one rank that peers can reach: segments, then exports */
 #define EPC_MAX_SEGMENTS 16
 #define EPC_MAX_UNITS 256 /* groups of tokens that a dispatch counts separately */
 #define EPC_THREADS 1024  /* of every block of a normal-mode kernel */
