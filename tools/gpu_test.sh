@@ -90,6 +90,8 @@ device() {
         for part in low_latency graphs failures; do
             line device "$path" "cuda_test $part" "$build/bin/cuda_test" "$part"
         done
+        line device "$path" "cuda_limits_test" "$build/bin/cuda_limits_test"
+        line device "$path" "cuda_verify_test" "$build/bin/cuda_verify_test"
     done
 }
 

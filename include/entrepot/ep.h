@@ -35,7 +35,10 @@ typedef struct ep_handle ep_handle;
 typedef struct ep_buffer_config {
     size_t size;             /**< sizeof(ep_buffer_config) */
     size_t window_bytes;     /**< bytes of this rank's window backed by memory at creation;
-                                  0: none, memory comes when counts demand it */
+                                  0: none, memory comes when counts demand it. On CUDA (0: 64 MiB)
+                                  only a dispatch that waits for its counts makes the window grow,
+                                  also for the calls that may follow it; for num_worst_tokens and
+                                  captured graphs this must suffice. */
     size_t window_max_bytes; /**< bound on the window's growth, the same on every rank;
                                   0: 64 GiB of address space */
     int32_t num_threads;     /**< threads this rank's calls may use beside the caller's, 0..256.

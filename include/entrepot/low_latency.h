@@ -173,7 +173,8 @@ typedef struct ep_ll_combine_args {
 EP_API ep_status ep_ll_combine(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event);
 
 /** The [L, S, H] BF16 send buffer of a result: expert outputs written there are combined without a
-    copy. It lives as long as the result. */
+    copy. It lives as long as the result. On CUDA EP_COMBINE_LOGFMT10 encodes them where they lie:
+    for another combine they must be written anew. */
 EP_API ep_status ep_ll_combine_buffer(ep_buffer *buffer, ep_handle *handle, ep_tensor *y);
 
 #ifdef __cplusplus

@@ -174,9 +174,9 @@ struct ll_flip {
 
 static const struct ll_flip ll_flips[] = {
     {"bf16", 1, EP_BF16, EP_COMBINE_BF16, .zero_copy = true},
-    {"fp8", 3, EP_E4M3, EP_COMBINE_BF16},
+    {"fp8", 3, EP_E4M3, EP_COMBINE_BF16, .hook = false},
     {"fp8, by column", 1, EP_E4M3, .by_column = true, .hook = true},
-    {"combine", 2, EP_BF16, EP_COMBINE_BF16},
+    {"combine", 2, EP_BF16, EP_COMBINE_BF16, .hook = false},
     {"combine of the send buffer", 4, EP_E4M3, .zero_copy = true, .hook = true},
     {"logfmt", 4, EP_BF16, .combine = EP_COMBINE_LOGFMT10},
     {"logfmt of the send buffer", 2, EP_BF16, .combine = EP_COMBINE_LOGFMT10, .zero_copy = true},

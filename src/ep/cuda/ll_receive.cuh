@@ -87,9 +87,10 @@ static __device__ void epc_place_pairs(const epc_ll_params *p, epc_ll_tables *ta
     __syncthreads();
 }
 
-/* Block 0: counts and ranges of the result; where each source's rows begin goes back to it. */
+/* Block 0: counts and ranges of the result; where each source's rows begin goes back to it, also
+   where they do not fit, as a combine may be queued already. */
 static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call *call,
-                                          const epc_ll_tables *tables)
+                                          const epc_ll_tables *tables, bool fit)
 {
     int ranks = p->comm.num_ranks;
     for (int i = (int)threadIdx.x; i < p->num_local * ranks; i += (int)blockDim.x) {
@@ -105,7 +106,7 @@ static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call
         int total = tables->total[l], kept = epc_kept(p, total);
         p->count[l] = kept;
         p->dropped[l] = total - kept;
-        if (p->expert_tokens)
+        if (p->expert_tokens && fit)
             p->expert_tokens[l * p->expert_tokens_stride] += kept;
     }
 }
@@ -283,13 +284,12 @@ static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *
     tables.bits = (uint32_t *)(tables.total + p->num_local);
     if (!epc_gather_bitmaps(p, call, &tables))
         return epc_leave_empty(p);
-    if (p->overflow_fails && !epc_experts_fit(p, call))
-        return epc_leave_empty(p);
+    bool fit = !p->overflow_fails || epc_experts_fit(p, call);
     epc_count_pairs(p, &tables);
     epc_place_pairs(p, &tables);
     if (blockIdx.x == 0)
-        epc_publish_counts(p, call, &tables);
-    if (!epc_pull_rows(p, call, &tables))
+        epc_publish_counts(p, call, &tables, fit);
+    if (!fit || !epc_pull_rows(p, call, &tables))
         epc_leave_empty(p);
     else if (p->verify)
         epc_check_pulled(p, tables);
