@@ -76,7 +76,8 @@ typedef struct epi_ll {
     size_t row_bytes, scale_bytes;
     size_t row_bound; /* most rows that can arrive in one call */
     epi_ll_slot slot[2];
-    uint64_t calls;      /* dispatches so far; parity picks the slot, the same on every rank */
+    uint64_t calls;      /* turns taken; parity picks the slot, the same on every rank; under
+                            pool_lock: a hook may end a call while the worker begins another */
     uint64_t last_epoch; /* of the last call that used it */
     struct epi_ll *next; /* in buffer->ll_old */
 } epi_ll;
@@ -117,8 +118,19 @@ ep_status epi_ll_new(ep_buffer *buffer, const char *call, const epi_ll_shape *sh
                      const int32_t *expert_rank, epi_ll **out);
 void epi_ll_hold(epi_ll *ll);
 void epi_ll_release(epi_ll *ll);
-/* The buffer forgets its low-latency memory; results keep theirs. */
-void epi_ll_drop(ep_buffer *buffer);
+/* The buffer's memory of now, held; NULL: none. */
+epi_ll *epi_ll_current(ep_buffer *buffer);
+/* The buffer takes over `ll`, or NULL, and lets go of what it had; results keep theirs. */
+void epi_ll_replace(ep_buffer *buffer, epi_ll *ll);
+static inline void epi_ll_drop(ep_buffer *buffer)
+{
+    epi_ll_replace(buffer, NULL);
+}
+/* The slot of the next dispatch, and taking it. A turn counts from 1. */
+int epi_ll_next_slot(epi_ll *ll);
+uint64_t epi_ll_take_turn(epi_ll *ll);
+/* A dispatch failed: undoes its turn if that was the last one and `undo`, else drops `ll`. */
+void epi_ll_end_turn(epi_ll *ll, uint64_t turn, bool undo);
 /* Last call that may have used memory which nobody here holds any more; 0: none. */
 uint64_t epi_ll_last_old(ep_buffer *buffer);
 /* Frees such memory as far as no peer reads it any more. */

@@ -49,12 +49,14 @@ static ep_status check_live(const epi_ll_dispatch *d)
                         "ep_ll_recv_release first",
                         d->op.name, (unsigned long long)(live[0] < live[1] ? live[0] : live[1]),
                         (unsigned long long)(live[0] < live[1] ? live[1] : live[0]));
-    if (!d->setup && atomic_load(&buffer->ll->slot[buffer->ll->calls & 1].in_use))
+    if (d->setup)
+        return EP_OK;
+    const epi_ll_slot *next = &d->ll->slot[epi_ll_next_slot(d->ll)];
+    if (atomic_load(&next->in_use))
         return epi_fail(EP_ERR_STATE,
                         "%s: the result of call %llu is alive, whose memory this call needs; "
                         "release it with ep_ll_recv_release first",
-                        d->op.name,
-                        (unsigned long long)buffer->ll->slot[buffer->ll->calls & 1].epoch);
+                        d->op.name, (unsigned long long)next->epoch);
     return EP_OK;
 }
 
@@ -66,14 +68,15 @@ static ep_status compare(epi_op *op)
     ep_buffer *buffer = op->buffer;
     d->shape.mask_sum = epi_call_mask_sum(buffer);
     set_agreed(d);
-    d->setup = !buffer->ll || memcmp(&buffer->ll->shape, &d->shape, sizeof d->shape) != 0;
+    d->ll = epi_ll_current(buffer);
+    d->setup = !d->ll || memcmp(&d->ll->shape, &d->shape, sizeof d->shape) != 0;
     op->no_mail = !d->setup;
     EPI_TRY(check_live(d));
     if (!d->setup)
         return EP_OK;
     uint64_t last = epi_ll_last_old(buffer);
-    if (buffer->ll && buffer->ll->last_epoch > last)
-        last = buffer->ll->last_epoch;
+    if (d->ll && d->ll->last_epoch > last)
+        last = d->ll->last_epoch;
     return epi_op_await_done(op, last);
 }
 
@@ -84,13 +87,16 @@ static ep_status prepare(epi_op *op)
     ep_buffer *buffer = op->buffer;
     if (d->setup) {
         epi_ll_drop(buffer);
+        epi_ll_release(d->ll);
+        d->ll = NULL;
         epi_ll_reclaim(buffer);
-        EPI_TRY(epi_ll_new(buffer, op->name, &d->shape, d->expert_rank, &buffer->ll));
+        EPI_TRY(epi_ll_new(buffer, op->name, &d->shape, d->expert_rank, &d->ll));
+        epi_ll_hold(d->ll);
+        epi_ll_replace(buffer, d->ll);
         epi_op_await_entered(op, op->epoch - 1);
     }
-    d->ll = buffer->ll;
-    d->slot = (int)(d->ll->calls & 1);
-    epi_ll_hold(d->ll);
+    d->turn = epi_ll_take_turn(d->ll);
+    d->slot = (int)((d->turn - 1) & 1);
     return EP_OK;
 }
 
@@ -184,7 +190,6 @@ static ep_status send_tokens(epi_op *op)
     head->epoch = op->epoch;
     head->num_tokens = d->x.shape[0];
     ll->slot[d->slot].epoch = ll->last_epoch = op->epoch;
-    d->turn = ++ll->calls;
     op->sent = true;
     if (op->eager) /* the caller looks at the result's places before the hook */
         epi_ll_describe(d);
@@ -209,14 +214,8 @@ static ep_status receive(epi_op *op)
    up, is dropped, on every rank alike. */
 static void settle_memory(epi_ll_dispatch *d)
 {
-    ep_buffer *buffer = d->op.buffer;
-    if (buffer->ll != d->ll)
-        return;
     bool nobody_completed = d->op.failed_early && !d->setup;
-    if (nobody_completed && (!d->turn || d->turn == d->ll->calls))
-        d->ll->calls -= d->turn != 0;
-    else
-        epi_ll_drop(buffer);
+    epi_ll_end_turn(d->ll, d->turn, nobody_completed);
 }
 
 static void finish(epi_op *op, ep_status status)
@@ -224,7 +223,7 @@ static void finish(epi_op *op, ep_status status)
     epi_ll_dispatch *d = of(op);
     if (status != EP_OK && d->handle && d->handle->ll)
         epi_ll_retire(d->handle->ll);
-    if (status != EP_OK && d->ll)
+    if (status != EP_OK && d->turn)
         settle_memory(d);
     ep_handle_release(d->handle);
     epi_ll_release(d->ll);

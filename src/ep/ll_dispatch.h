@@ -15,9 +15,9 @@ typedef struct epi_ll_dispatch {
     int64_t agreed[EPI_NUM_AGREED];
     bool scales_by_column;
     bool setup; /* this call makes the memory of its shape */
-    epi_ll *ll; /* held */
+    epi_ll *ll; /* held; NULL before there is any */
     int slot;
-    uint64_t turn;     /* of ll->calls, once sent */
+    uint64_t turn;     /* of ll->calls, once its slot is taken */
     ep_handle *handle; /* held, once sent */
 } epi_ll_dispatch;
 

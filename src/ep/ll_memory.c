@@ -240,12 +240,58 @@ void epi_ll_release(epi_ll *ll)
     pthread_mutex_unlock(&buffer->pool_lock);
 }
 
-void epi_ll_drop(ep_buffer *buffer)
+/* ------------------------------------------------------------- whose turn */
+
+epi_ll *epi_ll_current(ep_buffer *buffer)
 {
+    pthread_mutex_lock(&buffer->pool_lock);
     epi_ll *ll = buffer->ll;
-    buffer->ll = NULL;
-    epi_ll_release(ll);
+    if (ll)
+        ll->holders++;
+    pthread_mutex_unlock(&buffer->pool_lock);
+    return ll;
 }
+
+void epi_ll_replace(ep_buffer *buffer, epi_ll *ll)
+{
+    pthread_mutex_lock(&buffer->pool_lock);
+    epi_ll *old = buffer->ll;
+    buffer->ll = ll;
+    pthread_mutex_unlock(&buffer->pool_lock);
+    epi_ll_release(old);
+}
+
+int epi_ll_next_slot(epi_ll *ll)
+{
+    pthread_mutex_lock(&ll->buffer->pool_lock);
+    int slot = (int)(ll->calls & 1);
+    pthread_mutex_unlock(&ll->buffer->pool_lock);
+    return slot;
+}
+
+uint64_t epi_ll_take_turn(epi_ll *ll)
+{
+    pthread_mutex_lock(&ll->buffer->pool_lock);
+    uint64_t turn = ++ll->calls;
+    pthread_mutex_unlock(&ll->buffer->pool_lock);
+    return turn;
+}
+
+void epi_ll_end_turn(epi_ll *ll, uint64_t turn, bool undo)
+{
+    ep_buffer *buffer = ll->buffer;
+    pthread_mutex_lock(&buffer->pool_lock);
+    bool current = buffer->ll == ll, last = turn == ll->calls;
+    if (current && undo && last)
+        ll->calls--;
+    else if (current)
+        buffer->ll = NULL;
+    pthread_mutex_unlock(&buffer->pool_lock);
+    if (current && !(undo && last))
+        epi_ll_release(ll); /* the buffer's hold */
+}
+
+/* ------------------------------------------------------------- old memory */
 
 uint64_t epi_ll_last_old(ep_buffer *buffer)
 {
