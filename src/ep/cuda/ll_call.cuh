@@ -65,9 +65,12 @@ static __device__ bool epc_finish_ll(const epc_ll_params *p, const epc_call *cal
         return false;
     uint32_t fail = epc_load_gpu(&call->state->fail);
     int r = (int)threadIdx.x;
+    /* What was overfull all ranks see; what this one found corrupt is its own affair: neither keeps
+       others from reading what it sent. */
+    bool gave_up = fail != EPC_OK && fail != EPC_FAIL_OVERFLOW && fail != EPC_FAIL_CORRUPT;
     if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r)) {
-        epc_raise(call, r, flag, fail != EPC_OK && fail != EPC_FAIL_OVERFLOW); /* all see that */
-        if (wait && fail == EPC_OK)
+        epc_raise(call, r, flag, gave_up);
+        if (wait && !gave_up)
             epc_await_peer(call, r, flag);
     }
     __syncthreads();
