@@ -28,6 +28,7 @@ typedef struct call {
     int count;
     ep_recv *recv;
     ep_ll_recv *ll_recv;
+    bool by_hook;
     bool viewed;
     struct call *next;
 } call;
@@ -201,6 +202,8 @@ static ep_status settle(call *c)
 {
     c->status = ep_event_wait(c->event);
     end_call(c);
+    if (c->status != EP_OK && c->ll_recv && !c->by_hook) /* on a CPU it would not be filled */
+        on_device_ll_recv_release(c->ll_recv);
     return c->status;
 }
 
@@ -380,6 +383,7 @@ ep_status on_device_ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *ar
     if (!event && a.completion == EP_COMPLETE_BY_HOOK)
         a.completion = EP_COMPLETE_IN_BACKGROUND;
     c->ll_recv = recv;
+    c->by_hook = a.completion == EP_COMPLETE_BY_HOOK;
     return returned(c, ep_ll_dispatch(buffer, &a, recv, &c->event), event);
 }
 

@@ -80,13 +80,14 @@ static ep_status find_sharing(epc_buffer *b, ep_status mine)
         strncpy(own.text, ep_last_error(), sizeof own.text - 1);
     ep_status status = all ? epc_core.allgather(b->buffer->group, &own, all, sizeof own)
                            : epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
+    if (status == EP_OK && mine != EP_OK) /* a rank's own reason comes before the others' */
+        status = epi_fail(mine, "%s", own.text);
     for (int r = 0; status == EP_OK && r < b->num_ranks; r++) {
         if (b->buffer->group->masked[r])
             continue;
         if (all[r].status != EP_OK)
-            status = r == b->rank ? epi_fail(mine, "%s", own.text)
-                                  : epi_fail(EP_ERR_ABORTED, "ep_buffer_create: rank %d failed: %s",
-                                             r, all[r].text);
+            status =
+                epi_fail(EP_ERR_ABORTED, "ep_buffer_create: rank %d failed: %s", r, all[r].text);
         b->sharing += memcmp(all[r].uuid, own.uuid, sizeof own.uuid) == 0;
     }
     free(all);

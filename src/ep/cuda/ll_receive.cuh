@@ -19,13 +19,16 @@ static __device__ bool epc_gather_bitmaps(const epc_ll_params *p, const epc_call
                                           epc_ll_tables *tables)
 {
     int per_source = p->num_local * p->words, words = p->comm.num_ranks * per_source;
-    bool ok = true;
+    bool ok = true, book = p->wait_cost && blockIdx.x == 0;
     for (int i = (int)threadIdx.x; i < words; i += (int)blockDim.x) {
         int s = i / per_source, local = i % per_source / p->words;
         uint32_t value = 0;
+        uint64_t since = book ? epc_now_ns() : 0;
         if (!epc_is_masked(&p->comm, s))
             ok &= epc_wait_word(call, s, epc_bits_at(p, p->comm.rank, s, local) + i % p->words,
                                 &value);
+        if (book && i % per_source == 0) /* one thread a source: how long it was waited for */
+            p->wait_cost[s * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
         tables->bits[i] = value;
     }
     return __syncthreads_and(ok);
