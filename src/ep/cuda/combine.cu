@@ -3,32 +3,49 @@
  * The combine kernel: each rank reads the rows of its tokens from where the
  * expert ranks have them, and sums in float32 in the order of the send list.
  */
-#include "ep/cuda/combine.cuh"
 #include "ep/cuda/combine_verify.cuh"
 #include "ep/cuda/kernels.h"
+#include "ep/cuda/stream.cuh"
 
-/* Sums of the weights that travel along: a warp takes a token. */
-static __device__ void epc_sum_weights(const epc_combine_params *p, const epc_combine_sources *from,
-                                       int warp, int warps)
+#define EPC_WEIGHTS_AHEAD 8 /* loads of weights in flight a thread */
+
+/* Sum of the weights that came back for place k of token t. */
+static __device__ float epc_sum_weight(const epc_combine_params *p, const epc_combine_sources *from,
+                                       int t, int k)
 {
-    for (int t = warp; t < p->num_tokens; t += warps) {
-        const epc_entry *entries = p->entries + (int64_t)t * p->width;
-        for (int k = epc_lane(); k < p->topk; k += EPC_WARP) {
-            float sum = 0;
-            if (p->by_expert) { /* one weight a row, of the k-th place */
-                epc_entry e = entries[k];
-                if (e >= 0)
-                    sum =
-                        from->weights[e >> 32][(int64_t)(uint32_t)e * from->weight_stride[e >> 32]];
-            } else {
-                for (int j = 0; j < p->width && entries[j] >= 0; j++)
-                    sum +=
-                        from->weights[entries[j] >> 32][(int64_t)(uint32_t)entries[j] *
-                                                            from->weight_stride[entries[j] >> 32] +
-                                                        k];
-            }
-            p->out_weights[t * p->out_weight_stride + k] = sum;
+    const epc_entry *entries = p->entries + (int64_t)t * p->width;
+    int first = p->by_expert ? k : 0; /* by expert: one weight a row, of the k-th place */
+    int end = p->by_expert ? k + 1 : p->width, column = p->by_expert ? 0 : k;
+    float sum = 0, w[EPC_WEIGHTS_AHEAD];
+    for (; first < end; first += EPC_WEIGHTS_AHEAD) {
+        epc_entry entry[EPC_WEIGHTS_AHEAD];
+#pragma unroll
+        for (int i = 0; i < EPC_WEIGHTS_AHEAD; i++)
+            entry[i] = first + i < end ? entries[first + i] : -1;
+#pragma unroll
+        for (int i = 0; i < EPC_WEIGHTS_AHEAD; i++) {
+            int rank = (int)(entry[i] >> 32);
+            w[i] = 0;
+            if (entry[i] >= 0)
+                w[i] = from->weights[rank][(int64_t)(uint32_t)entry[i] * from->weight_stride[rank] +
+                                           column];
         }
+#pragma unroll
+        for (int i = 0; i < EPC_WEIGHTS_AHEAD; i++)
+            if (entry[i] >= 0)
+                sum += w[i];
+    }
+    return sum;
+}
+
+/* Sums of the weights that travel along, one a thread. */
+static __device__ __noinline__ void epc_sum_weights(const epc_combine_params *p,
+                                                    const epc_combine_sources *from)
+{
+    int64_t sums = (int64_t)p->num_tokens * p->topk, step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < sums; i += step) {
+        int t = (int)(i / p->topk), k = (int)(i % p->topk);
+        p->out_weights[t * p->out_weight_stride + k] = epc_sum_weight(p, from, t, k);
     }
 }
 
@@ -102,8 +119,8 @@ static __device__ bool epc_begin_combine(const epc_combine_params *p, const epc_
     return true;
 }
 
-template <int DTYPE>
-__global__ void __launch_bounds__(EPC_THREADS, 1)
+template <int DTYPE, bool STREAMS>
+__global__ void __launch_bounds__(STREAMS ? EPC_STREAM_WARPS *EPC_WARP : EPC_THREADS, 1)
     epc_combine_kernel(const __grid_constant__ epc_combine_params p)
 {
     extern __shared__ __align__(128) uint8_t memory[];
@@ -118,12 +135,14 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
             epc_dot_rows(&p, &from, warp, warps);
         else {
             epc_combine_rows rows = epc_rows_of(&p, &from);
-            if (p.bulk && epc_rows_aligned(&p, &from))
-                epc_combine_bulk<DTYPE>(&rows, call.state, memory);
-            else
+            if (!p.bulk || !epc_rows_aligned(&p, &from))
                 epc_combine_registers<DTYPE>(&rows);
+            else if (STREAMS)
+                epc_combine_streams<DTYPE>(&rows, call.state, memory);
+            else
+                epc_combine_bulk<DTYPE>(&rows, call.state, memory);
             if (p.out_weights)
-                epc_sum_weights(&p, &from, warp, warps);
+                epc_sum_weights(&p, &from);
         }
     }
     if (p.verify)
@@ -131,18 +150,24 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     epc_finish_call(&call, p.report, p.serial, false);
 }
 
-static const void *epc_combine_of(int dtype)
+template <bool STREAMS> static const void *epc_combine_of(int dtype)
 {
-    return dtype == EPC_BF16  ? (const void *)epc_combine_kernel<EPC_BF16>
-           : dtype == EPC_F16 ? (const void *)epc_combine_kernel<EPC_F16>
-                              : (const void *)epc_combine_kernel<EPC_F32>;
+    return dtype == EPC_BF16  ? (const void *)epc_combine_kernel<EPC_BF16, STREAMS>
+           : dtype == EPC_F16 ? (const void *)epc_combine_kernel<EPC_F16, STREAMS>
+                              : (const void *)epc_combine_kernel<EPC_F32, STREAMS>;
+}
+
+static const void *epc_combine_way(int dtype, bool streams)
+{
+    return streams ? epc_combine_of<true>(dtype) : epc_combine_of<false>(dtype);
 }
 
 extern "C" int epc_combine_prepare(int max_shared)
 {
-    for (int dtype = EPC_BF16; dtype <= EPC_F32; dtype++) {
-        cudaError_t error = cudaFuncSetAttribute(
-            epc_combine_of(dtype), cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared);
+    for (int i = 0; i < 2 * EPC_F32; i++) {
+        cudaError_t error =
+            cudaFuncSetAttribute(epc_combine_way(EPC_BF16 + i / 2, i % 2),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared);
         if (error != cudaSuccess)
             return (int)error;
     }
@@ -153,6 +178,8 @@ extern "C" int epc_combine_launch(const epc_combine_params *params, int blocks, 
                                   void *stream)
 {
     void *arguments[] = {(void *)params};
-    return (int)cudaLaunchKernel(epc_combine_of(params->dtype), dim3((unsigned)blocks),
-                                 dim3(EPC_THREADS), arguments, shared, (cudaStream_t)stream);
+    return (int)cudaLaunchKernel(epc_combine_way(params->dtype, params->streams),
+                                 dim3((unsigned)blocks),
+                                 dim3(params->streams ? EPC_STREAM_WARPS * EPC_WARP : EPC_THREADS),
+                                 arguments, shared, (cudaStream_t)stream);
 }

@@ -5,6 +5,7 @@
  *
  * Bulk: one warp streams pieces of rows into a ring of slots in shared memory;
  * the other threads own 16 bytes of a piece each and add them up as they come.
+ * stream.cuh has another way, for rows that come over links.
  */
 #ifndef EPI_EP_CUDA_COMBINE_CUH
 #define EPI_EP_CUDA_COMBINE_CUH
@@ -171,6 +172,7 @@ static __device__ __forceinline__ void epc_store_sums(const epc_combine_rows *ro
         *(int4 *)at = epc_pack<DTYPE>(acc);
         return;
     }
+#pragma unroll
     for (int i = 0; i < n; i++)
         epc_store_element(out, DTYPE, first + i, acc[i]);
 }

@@ -207,6 +207,11 @@ ep_status epc_outcome(const epc_flight *flight);
 /* Waits for a call without an event, frees it and returns how it went. */
 ep_status epc_end(epc_flight *flight);
 void epc_fill_comm(epc_buffer *b, epc_comm *comm);
+/* Whether what goes to other ranks leaves this rank's device, and no other rank works there. */
+static inline bool epc_over_links(const epc_buffer *b)
+{
+    return b->sharing == 1 && b->num_ranks > 1;
+}
 uint32_t epc_mask_word(const epc_buffer *b);
 
 ep_status epc_event_wait(void *event);

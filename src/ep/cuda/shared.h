@@ -24,8 +24,11 @@
 #define EPC_MAX_EXPERTS 16384
 #define EPC_MAX_PLACES 128 /* memories of one rank that peers can reach: segments, then exports */
 #define EPC_MAX_SEGMENTS 16
-#define EPC_MAX_UNITS 256 /* groups of tokens that a dispatch counts separately */
-#define EPC_THREADS 1024  /* of every block of a normal-mode kernel */
+#define EPC_MAX_UNITS 256     /* groups of tokens that a dispatch counts separately */
+#define EPC_THREADS 1024      /* of every block of a normal-mode kernel, but for: */
+#define EPC_STREAM_WARPS 16   /* of a combine with a ring of each warp, */
+#define EPC_STREAM_PIECE 2048 /* bytes of a row that one of them adds at a time, */
+#define EPC_STREAM_SLOT (EPC_STREAM_PIECE + 24) /* and what one takes of shared memory */
 #define EPC_MAX_TOPK 256
 #define EPC_ALIGN 256 /* of every array in a region of rows */
 #define EPC_PIECES 4  /* of free memory that a rank speaks of: the region's and three more */
@@ -333,6 +336,7 @@ typedef struct epc_combine_params {
     float *out_weights; /* [T, K], or NULL */
     int64_t out_weight_stride;
     int32_t pieces, piece_bytes, slots;
+    int32_t streams;            /* bulk: a ring of each warp instead of one of the block */
     int32_t verify, sums_place; /* checksums of this rank's y */
     int64_t sums_offset;
     /* by expert: dot products of rows with `dot` [T, H], to out_weights */
