@@ -165,8 +165,11 @@ ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d)
         while ((size_t)p->sides * BATCH + stage > room - tables)
             p->sides /= 2;
         size_t left = room - tables - (size_t)p->sides * BATCH;
-        int wanted =
-            (int)((p->quantise ? 143360 : 57344) / stage); /* enough in flight, and no more */
+        /* Enough in flight, and no more: links take longer than memory. */
+        size_t flight = epc_over_links(b) ? 114688 : 57344;
+        if (p->quantise)
+            flight = epc_over_links(b) ? room : 143360;
+        int wanted = (int)(flight / stage);
         p->stage_bytes = (int32_t)stage;
         p->movers =
             smaller(warps - p->sides, smaller(wanted < 4 ? 4 : wanted, (int)(left / stage)));
