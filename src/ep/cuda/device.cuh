@@ -56,6 +56,17 @@ static __device__ __forceinline__ uint32_t epc_load_gpu(const uint32_t *word)
     asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
     return value;
 }
+/* Counts this block among those that have come; what the blocks counted before wrote is then
+   visible. */
+static __device__ __forceinline__ uint32_t epc_count_in(uint32_t *word, uint32_t add)
+{
+    uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(word), "r"(add)
+                 : "memory");
+    return before;
+}
 /* At or past, modulo 2^32. */
 static __device__ __forceinline__ bool epc_reached(uint32_t have, uint32_t want)
 {
@@ -119,6 +130,7 @@ typedef struct epc_call {
     uint32_t epoch;
     int abort_flag; /* of the sources' flags, the one that says "given up" */
     uint64_t deadline;
+    uint32_t *refused; /* in shared memory: this block found bad ids */
 } epc_call;
 
 /* The first failure of a call is the one reported. */
@@ -181,19 +193,19 @@ static __device__ bool epc_wait_flag(const epc_call *call, int source, const uin
     return true;
 }
 
-/* All blocks of the grid, once per call; true when the call still stands. */
+/* All blocks of the grid, once per call; false when some block has refused it. */
 static __device__ bool epc_grid_barrier(const epc_call *call)
 {
-    __threadfence();
+    __shared__ uint32_t arrived; /* blocks below, blocks that refused above 16 bits */
     __syncthreads();
     if (threadIdx.x == 0) {
-        atomicAdd(&call->state->arrived, 1);
-        while (epc_load_gpu(&call->state->arrived) < gridDim.x) { /* our own grid: always arrives */
-        }
+        epc_count_in(&call->state->arrived, *call->refused ? 1u << 16 | 1 : 1);
+        do /* our own grid: always arrives */
+            arrived = epc_load_gpu(&call->state->arrived);
+        while ((arrived & 0xffff) < gridDim.x);
     }
     __syncthreads();
-    __threadfence();
-    return true;
+    return arrived >> 16 == 0;
 }
 
 /* Takes the next piece of work for this warp: blocks that are slow take fewer. One is always taken
@@ -232,35 +244,15 @@ static __device__ void epc_report_end(epc_state *state, epc_report *report, uint
             (uint64_t)fail << 32 | serial; /* both words at once */
 }
 
-/* True in all threads of the last block to come here; what other blocks wrote is then visible. */
-static __device__ bool epc_is_last_block(const epc_call *call)
-{
-    __shared__ uint32_t last;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence_system();
-        last = atomicAdd(&call->state->exited, 1) == gridDim.x - 1;
-    }
-    __syncthreads();
-    if (last)
-        __threadfence_system();
-    return last;
-}
-
-/* The same for `counter`, where only flags raised after it tell other ranks: a block releases to
-   its own device, and the flags, which release to all, pass that on. */
+/* True in all threads of the last block to come here; what other blocks wrote is then visible.
+   Only flags raised after it tell other ranks: a block releases to its own device, and the flags,
+   which release to all, pass that on. */
 static __device__ bool epc_is_last_to_add(uint32_t *counter)
 {
     __shared__ uint32_t last;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        uint32_t before;
-        asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
-                     : "=r"(before)
-                     : "l"(counter)
-                     : "memory");
-        last = before == gridDim.x - 1;
-    }
+    if (threadIdx.x == 0)
+        last = epc_count_in(counter, 1) == gridDim.x - 1;
     __syncthreads();
     return last;
 }
@@ -300,7 +292,7 @@ static __device__ void epc_finish_call(const epc_call *call, epc_report *report,
                                        bool more)
 {
     const epc_comm *comm = call->comm;
-    if (!epc_is_last_block(call))
+    if (!epc_is_last_to_add(&call->state->exited))
         return;
     /* A failure that every rank sees alike ends in step; one that only this rank sees tells the
        others to stop waiting. */
@@ -386,6 +378,14 @@ static __device__ __forceinline__ void epc_bulk_store(void *global, const void *
         "r"(epc_shared(shared)), "r"(bytes), "l"(policy)
         : "memory");
 }
+/* What fills lines only in part waits in the cache for its neighbours. */
+static __device__ __forceinline__ void epc_bulk_store_kept(void *global, const void *shared,
+                                                           uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),
+                 "r"(epc_shared(shared)), "r"(bytes)
+                 : "memory");
+}
 static __device__ __forceinline__ void epc_bulk_commit(void)
 {
     asm volatile("cp.async.bulk.commit_group;" ::: "memory");
@@ -400,10 +400,16 @@ static __device__ __forceinline__ void epc_bulk_wait(void)
 {
     asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 }
-/* Between ordinary accesses of shared or global memory and those of the engine. */
+/* Between ordinary accesses of shared or global memory and those of the engine: as slow as a fence
+   of the whole device. */
 static __device__ __forceinline__ void epc_bulk_fence(void)
 {
     asm volatile("fence.proxy.async;" ::: "memory");
+}
+/* Between those of shared memory only. */
+static __device__ __forceinline__ void epc_bulk_fence_shared(void)
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 #else
 #define EPC_BULK 0

@@ -49,7 +49,8 @@ static void describe_x(epc_dispatch *d, const ep_tensor *x, const ep_tensor *sca
     }
     uint64_t bits = (uint64_t)(uintptr_t)p->x | (uint64_t)p->x_stride |
                     (uint64_t)(p->hidden * (int64_t)element) | (uint64_t)p->shape.row_bytes;
-    p->bulk = d->flight->owner->bulk && bits % 16 == 0 && !d->weighted;
+    p->bulk = d->flight->owner->bulk && bits % 16 == 0 && !d->weighted && p->hidden > 0;
+    p->load_bytes = p->hidden * (int64_t)element;
 }
 
 static void describe_routing(epc_dispatch *d, const ep_dispatch_args *args, const epc_table *table)
@@ -458,11 +459,11 @@ static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
     describe_routing(d, args, table);
     point_at_handle(d);
     describe_agreement(d);
-    epc_plan_units(&d->params);
+    d->params.cached = d->cached;
+    epc_plan_units(&d->params, b->num_ranks);
     EPI_TRY(epc_plan_block(b, d));
     EPI_TRY(epc_plan_scratch(b, d));
     epc_fill_comm(b, &d->params.comm);
-    d->params.cached = d->cached;
     return offer_region(d);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The dispatch kernel: layout, exchange of headers and counts, rows, completion; one launch. */
 #include "ep/cuda/kernels.h"
-#include "ep/cuda/rows.cuh"
+#include "ep/cuda/movers.cuh"
 #include "ep/cuda/verify.cuh"
 
 static __host__ __device__ inline size_t epc_round16(size_t bytes)
@@ -9,7 +9,9 @@ static __host__ __device__ inline size_t epc_round16(size_t bytes)
     return (bytes + 127) / 128 * 128;
 }
 
-static __host__ __device__ inline epc_tables epc_tables_at(uint8_t *memory, int ranks, int columns)
+/* `sums` of all columns' units. */
+static __host__ __device__ inline epc_tables epc_tables_at(uint8_t *memory, int ranks, int columns,
+                                                           int sums)
 {
     epc_tables t;
     size_t at = 0;
@@ -25,13 +27,15 @@ static __host__ __device__ inline epc_tables epc_tables_at(uint8_t *memory, int 
     at = epc_round16(at + 4 * (size_t)columns);
     t.total = (int32_t *)(memory + at);
     at = epc_round16(at + 4 * (size_t)columns);
+    t.sums = (int32_t *)(memory + at);
+    at = epc_round16(at + 4 * (size_t)sums);
     t.rest = memory + at;
     return t;
 }
 
-extern "C" size_t epc_dispatch_tables_bytes(int ranks, int columns)
+extern "C" size_t epc_dispatch_tables_bytes(int ranks, int columns, int sums)
 {
-    epc_tables tables = epc_tables_at(NULL, ranks, columns);
+    epc_tables tables = epc_tables_at(NULL, ranks, columns, sums);
     return (size_t)tables.rest;
 }
 
@@ -94,7 +98,8 @@ static __device__ bool epc_gather_counts(const epc_dispatch_params *p, const epc
     for (int column = (int)(blockDim.x - 1 - threadIdx.x); column < columns && ok;
          column += (int)blockDim.x)
         ok &= epc_gather_column(p, call, tables, column);
-    __threadfence(); /* this rank's own words vouch for the sums in unit_counts */
+    if (p->by_expert)
+        __threadfence(); /* this rank's own words vouch for the sums in unit_counts */
     return ok;
 }
 
@@ -314,8 +319,8 @@ static __device__ void epc_send_rows_registers(const epc_dispatch_params *p,
                 epc_quantise_through_registers(p, &fan, tables->targets, x);
             else if (p->weighted)
                 epc_move_scaled(p, &fan, tables->targets, x,
-                                fan.sent && p->row_weight
-                                    ? p->row_weight[t * p->row_weight_stride + fan.place]
+                                fan.rank >= 0 && p->row_weight
+                                    ? p->row_weight[t * p->row_weight_stride + first + epc_lane()]
                                     : 1);
             else
                 epc_move_row(p, &fan, tables->targets, x);
@@ -323,153 +328,185 @@ static __device__ void epc_send_rows_registers(const epc_dispatch_params *p,
     }
 }
 
-#if EPC_BULK
-static __device__ void epc_move_rows_bulk(const epc_dispatch_params *p, const epc_tables *tables,
-                                          epc_stage *stage)
+/* A word of this rank's header; `refused`: the ids turned out bad. */
+static __device__ uint32_t epc_dispatch_field(const epc_dispatch_params *p, uint32_t refused, int f)
 {
-    uint32_t ahead = epc_take_first(p->comm.state);
-    for (;;) {
-        int t = (int)epc_take_next(p->comm.state, &ahead);
-        if (t >= p->num_tokens)
-            break;
-        const uint8_t *x = p->x + t * p->x_stride;
-        for (int first = 0; first < p->width; first += EPC_WARP) {
-            epc_fan fan = epc_fan_of(p, tables, t, first);
-            if (!fan.any)
-                continue;
-            if (p->quantise)
-                epc_bulk_quantised(p, &fan, tables->targets, x, stage);
-            else
-                epc_bulk_row(p, &fan, tables->targets, x, stage);
-        }
+    switch (f) {
+    case EPC_F_REJECT:
+        return refused;
+    case EPC_F_PLACE:
+        return (uint32_t)p->place;
+    case EPC_F_OFFSET_LO:
+        return (uint32_t)p->offset;
+    case EPC_F_OFFSET_HI:
+        return (uint32_t)(p->offset >> 32);
+    case EPC_F_BYTES_LO:
+        return (uint32_t)p->pieces[0];
+    case EPC_F_BYTES_HI:
+        return (uint32_t)(p->pieces[0] >> 32);
+    case EPC_F_WORST:
+        return (uint32_t)p->worst;
+    default:
+        if (f >= EPC_F_PIECES && f < EPC_F_PIECES + EPC_PIECES - 1)
+            return (uint32_t)(p->pieces[1 + f - EPC_F_PIECES] / EPC_PIECE_UNIT);
+        return f < EPC_AGREED ? p->field[f] : 0;
     }
-    epc_bulk_wait();
-    epc_bulk_fence(); /* what the engine wrote, before the word that says so */
 }
 
-/* The first warps move rows; the ones after take what travels beside them. */
-static __device__ void epc_send_rows_bulk(const epc_dispatch_params *p, const epc_tables *tables)
-{
-    __shared__ uint64_t full[EPC_THREADS / EPC_WARP];
-    int side = epc_warp() - p->movers;
-    if (side >= 0) {
-        if (side < p->sides)
-            epc_send_beside(p, tables, side, side * (int)gridDim.x + (int)blockIdx.x,
-                            p->sides * (int)gridDim.x);
-        return;
-    }
-    epc_stage stage;
-    stage.bytes = epc_stages(p, tables) + (int64_t)epc_warp() * p->stage_bytes;
-    stage.full = &full[epc_warp()];
-    stage.parity = 0;
-    stage.policy = epc_evict_first();
-    if (epc_lane() == 0) {
-        epc_mbar_init(stage.full, 1);
-        epc_mbar_init_done();
-    }
-    __syncwarp();
-    epc_bulk_fence(); /* the stage held the layout's words; x may come from a kernel before */
-    epc_move_rows_bulk(p, tables, &stage);
-}
-#endif
-
-static __device__ void epc_send_rows(const epc_dispatch_params *p, const epc_tables *tables)
-{
-#if EPC_BULK
-    if (p->bulk) {
-        epc_send_rows_bulk(p, tables);
-        return;
-    }
-#endif
-    epc_send_rows_registers(p, tables);
-}
-
-/* This rank's header; `refused`: the ids turned out bad. */
+/* By one warp: its lanes hold a word each. */
 static __device__ void epc_push_dispatch_header(const epc_dispatch_params *p, const epc_call *call,
-                                                uint32_t refused, uint32_t *mine)
+                                                uint32_t refused)
 {
-    int f = (int)threadIdx.x;
-    if (f < EPC_AGREED)
-        mine[f] = p->field[f];
-    else if (f < EPC_NUM_FIELDS)
-        mine[f] = 0;
-    __syncthreads();
-    if (f == 0) {
-        mine[EPC_F_REJECT] = refused;
-        mine[EPC_F_PLACE] = (uint32_t)p->place;
-        mine[EPC_F_OFFSET_LO] = (uint32_t)p->offset;
-        mine[EPC_F_OFFSET_HI] = (uint32_t)(p->offset >> 32);
-        mine[EPC_F_BYTES_LO] = (uint32_t)p->pieces[0];
-        mine[EPC_F_BYTES_HI] = (uint32_t)(p->pieces[0] >> 32);
-        mine[EPC_F_WORST] = (uint32_t)p->worst;
-        for (int i = 1; i < EPC_PIECES; i++)
-            mine[EPC_F_PIECES + i - 1] = (uint32_t)(p->pieces[i] / EPC_PIECE_UNIT);
-    }
-    __syncthreads();
-    epc_push_header(call, mine);
+    static_assert(EPC_NUM_FIELDS <= EPC_WARP, "a lane for each word");
+    const epc_comm *comm = call->comm;
+    int f = epc_lane();
+    if (f >= EPC_NUM_FIELDS)
+        return;
+    uint32_t value = epc_dispatch_field(p, refused, f);
+    EPC_EACH_RANK(r, comm->num_ranks)
+    if (!epc_is_masked(comm, r))
+        epc_store_word(epc_header_at(comm, r, comm->rank) + f, value, call->epoch);
 }
 
-static __device__ void epc_run_dispatch(const epc_dispatch_params *p, const epc_call *call,
-                                        uint8_t *memory)
+/* Counts that travel, and all ranks' headers and counts; false: the call fails. */
+static __device__ bool epc_exchange(const epc_dispatch_params *p, const epc_call *call,
+                                    epc_tables *tables)
 {
-    __shared__ uint32_t mine[EPC_NUM_FIELDS];
+    int ranks = call->comm->num_ranks;
     uint32_t refused = p->reject;
     if (!refused && !p->cached) {
-        epc_count_units(p, call, (uint32_t *)memory);
-        epc_grid_barrier(call);
-        /* Only bad ids fail a call before the barrier, so all blocks agree on this. */
-        uint32_t fail = epc_load_gpu(&call->state->fail);
-        if (fail == EPC_FAIL_ID || fail == EPC_FAIL_DUPLICATE)
-            refused = fail == EPC_FAIL_ID ? 2 : 10; /* EP_ERR_ARGUMENT, EP_ERR_CORRUPT */
-        else
-            epc_push_counts(p, call);
+        if (epc_grid_barrier(call))
+            epc_push_counts(p, call, tables->sums);
+        else /* EP_ERR_ARGUMENT, EP_ERR_CORRUPT */
+            refused = epc_load_gpu(&call->state->fail) == EPC_FAIL_ID ? 2 : 10;
     }
-    if (blockIdx.x == 0)
-        epc_push_dispatch_header(p, call, refused, mine);
-    __syncthreads();
+    if (blockIdx.x == 0 && epc_warp() == (int)(blockDim.x / EPC_WARP) - 1)
+        epc_push_dispatch_header(p, call, refused);
     if (p->reject)
-        return;
-    int columns = p->by_expert ? p->num_experts : call->comm->num_ranks;
-    epc_tables tables = epc_tables_at(memory, call->comm->num_ranks, columns);
-    for (int i = (int)threadIdx.x; i < call->comm->num_ranks * call->comm->num_ranks;
-         i += (int)blockDim.x)
-        tables.matrix[i] = 0;
+        return false;
+    for (int i = (int)threadIdx.x; i < ranks * ranks; i += (int)blockDim.x)
+        tables->matrix[i] = 0;
     __syncthreads();
-    bool ok = epc_gather_headers(call, p->field, tables.headers);
+    bool ok = epc_gather_headers(call, p->field, tables->headers);
     if (!p->cached)
-        ok = epc_gather_counts(p, call, &tables) && ok;
+        ok = epc_gather_counts(p, call, tables) && ok;
     if (!__syncthreads_and(ok))
-        return;
-    bool fits = epc_place_rows(p, call, &tables);
+        return false;
+    bool fits = epc_place_rows(p, call, tables);
     if (blockIdx.x == 0 && !p->cached)
-        epc_report_counts(p, call, &tables, fits);
-    if (!fits)
-        return;
-    epc_clear_padding(p, call, &tables);
-    epc_send_rows(p, &tables);
-    if (p->verify)
-        epc_send_seals(p, &tables);
+        epc_report_counts(p, call, tables, fits);
+    return fits;
 }
 
+/* Everything before rows move; false: none do. */
+static __device__ bool epc_prepare_rows(const epc_dispatch_params *p, const epc_call *call,
+                                        epc_tables *tables)
+{
+    bool stands = epc_exchange(p, call, tables);
+    if (stands)
+        epc_clear_padding(p, call, tables);
+    return stands;
+}
+
+/* Counts this block's tokens in `memory`, which afterwards takes the tables. */
+static __device__ void epc_layout(const epc_dispatch_params *p, const epc_call *call,
+                                  uint8_t *memory)
+{
+    if (p->reject || p->cached)
+        return;
+    epc_count_units(p, call, (uint32_t *)memory);
+    __syncthreads();
+    epc_put_experts(p, (uint32_t *)memory);
+    __syncthreads();
+}
+
+#if EPC_BULK
+/* The first warps move rows; the ones after take what travels beside them. False: the call fails.
+ */
+template <bool QUANTISE>
+static __device__ bool epc_run_bulk(const epc_dispatch_params *p, const epc_call *call,
+                                    epc_tables *tables, uint8_t *memory)
+{
+    __shared__ uint64_t full[EPC_THREADS / EPC_WARP * EPC_MAX_SLOTS_OF_MOVER];
+    int side = epc_warp() - p->movers;
+    bool moves = side < 0 && !p->reject;
+    epc_mover mover;
+    if (moves && p->early)
+        mover = epc_open_mover(p, epc_stages(p, tables), full);
+    epc_layout(p, call, memory);
+    if (moves && !p->early)
+        mover = epc_open_mover(p, epc_stages(p, tables), full);
+    bool stands = epc_prepare_rows(p, call, tables);
+    if (moves && stands)
+        epc_move_rows_bulk<QUANTISE>(p, tables, &mover);
+    else if (moves)
+        epc_close_mover(p, &mover);
+    else if (stands && side < p->sides)
+        epc_send_beside(p, tables, side, side * (int)gridDim.x + (int)blockIdx.x,
+                        p->sides * (int)gridDim.x);
+    return stands;
+}
+#endif
+
+enum { EPC_BY_REGISTERS, EPC_BY_ENGINE, EPC_QUANTISED_BY_ENGINE };
+
+template <int HOW>
 __global__ void __launch_bounds__(EPC_THREADS, 1)
     epc_dispatch_kernel(const __grid_constant__ epc_dispatch_params p)
 {
     extern __shared__ __align__(128) uint8_t memory[];
+    __shared__ uint32_t refused;
     epc_call call = epc_begin_call(&p.comm, p.timeout_ns);
-    epc_run_dispatch(&p, &call, memory);
+    int columns = p.by_expert ? p.num_experts : p.comm.num_ranks;
+    epc_tables tables = epc_tables_at(memory, p.comm.num_ranks, columns,
+                                      p.by_expert || p.cached ? 0 : columns * p.units);
+    call.refused = &refused;
+    if (threadIdx.x == 0)
+        refused = 0;
+    if (!p.reject && !p.cached)
+        epc_clear_layout(&p, (uint32_t *)memory);
+    __syncthreads();
+    bool stands = false;
+#if EPC_BULK
+    if (HOW != EPC_BY_REGISTERS)
+        stands = epc_run_bulk<HOW == EPC_QUANTISED_BY_ENGINE>(&p, &call, &tables, memory);
+#endif
+    if (HOW == EPC_BY_REGISTERS) {
+        epc_layout(&p, &call, memory);
+        stands = epc_prepare_rows(&p, &call, &tables);
+        if (stands)
+            epc_send_rows_registers(&p, &tables);
+    }
+    if (p.verify && stands) {
+        epc_tables copy = tables; /* the tables themselves stay in registers */
+        epc_send_seals(&p, &copy);
+    }
     epc_finish_call(&call, p.report, p.serial, p.verify);
 }
 
+typedef void (*epc_dispatch_fn)(epc_dispatch_params);
+static const epc_dispatch_fn epc_kernels[] = {epc_dispatch_kernel<EPC_BY_REGISTERS>,
+                                              epc_dispatch_kernel<EPC_BY_ENGINE>,
+                                              epc_dispatch_kernel<EPC_QUANTISED_BY_ENGINE>};
+
 extern "C" int epc_dispatch_prepare(int max_shared)
 {
-    return (int)cudaFuncSetAttribute(epc_dispatch_kernel,
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared);
+    for (epc_dispatch_fn kernel : epc_kernels) {
+        cudaError_t error = cudaFuncSetAttribute(
+            (const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared);
+        if (error != cudaSuccess)
+            return (int)error;
+    }
+    return (int)cudaSuccess;
 }
 
 extern "C" int epc_dispatch_launch(const epc_dispatch_params *params, int blocks, size_t shared,
                                    void *stream)
 {
     void *arguments[] = {(void *)params};
-    return (int)cudaLaunchKernel((const void *)epc_dispatch_kernel, dim3((unsigned)blocks),
+    int how = !params->bulk      ? EPC_BY_REGISTERS
+              : params->quantise ? EPC_QUANTISED_BY_ENGINE
+                                 : EPC_BY_ENGINE;
+    return (int)cudaLaunchKernel((const void *)epc_kernels[how], dim3((unsigned)blocks),
                                  dim3(EPC_THREADS), arguments, shared, (cudaStream_t)stream);
 }

@@ -227,7 +227,7 @@ ep_status epc_find_table(epc_buffer *b, const char *call, int64_t num_experts,
                          const int32_t *expert_rank, epc_table **table);
 
 ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d);
-void epc_plan_units(epc_dispatch_params *p);
+void epc_plan_units(epc_dispatch_params *p, int num_ranks);
 ep_status epc_plan_scratch(epc_buffer *b, epc_dispatch *d);
 
 static inline size_t epc_padded(size_t bytes)

@@ -10,7 +10,7 @@ extern "C" {
 #endif
 
 /* Shared memory of a dispatch: its tables, then either the layout's words or the rows' stages. */
-size_t epc_dispatch_tables_bytes(int ranks, int columns);
+size_t epc_dispatch_tables_bytes(int ranks, int columns, int sums);
 size_t epc_layout_bytes(int ranks, int experts, int by_expert, int warps);
 
 /* Loads the kernel, so that no launch has to while a peer's kernel waits. */

@@ -33,6 +33,7 @@ static __device__ __forceinline__ int epc_checked_id(const epc_dispatch_params *
     int64_t id = epc_read_id(p->ids, p->id_bytes, t * p->id_stride + k);
     if (id >= -1 && id < p->num_experts)
         return (int)id;
+    *call->refused = 1;
     epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)id,
                   (uint32_t)(id >> 32), 0);
     return -1;
@@ -44,9 +45,11 @@ static __device__ void epc_check_duplicate(const epc_dispatch_params *p, const e
 {
     int64_t id = epc_read_id(p->ids, p->id_bytes, t * p->id_stride + k);
     for (int before = 0; before < k && id >= 0; before++)
-        if (epc_read_id(p->ids, p->id_bytes, t * p->id_stride + before) == id)
+        if (epc_read_id(p->ids, p->id_bytes, t * p->id_stride + before) == id) {
+            *call->refused = 1;
             epc_fail_call(call->state, EPC_FAIL_DUPLICATE, (uint32_t)t, (uint32_t)k, (uint32_t)id,
                           0, 0);
+        }
 }
 
 /* 32 tokens by one warp, rows by token. `bits` and `running` have a word per rank. */
@@ -138,62 +141,80 @@ static __device__ void epc_count_by_expert(const epc_dispatch_params *p, const e
     }
 }
 
-/* Counts this block's units and writes their tokens' entries. `shared` holds what
-   epc_layout_bytes() says. */
+/* Before units are counted. `shared` holds what epc_layout_bytes() says. */
+static __device__ void epc_clear_layout(const epc_dispatch_params *p, uint32_t *shared)
+{
+    int columns = p->by_expert ? p->num_experts : p->comm.num_ranks;
+    int words = (p->by_expert ? 0 : p->num_experts) + p->layout_warps * 2 * columns;
+    for (int i = (int)threadIdx.x; i < words; i += (int)blockDim.x)
+        shared[i] = 0;
+    int line = (int)threadIdx.x * 32; /* on its way while ids are read */
+    if (line < p->num_experts)
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(p->expert_rank + line));
+}
+
+/* Counts this block's units, by its last warps, and writes their tokens' entries. */
 static __device__ void epc_count_units(const epc_dispatch_params *p, const epc_call *call,
                                        uint32_t *shared)
 {
     int columns = p->by_expert ? p->num_experts : call->comm->num_ranks;
+    int warp = epc_warp() + p->layout_warps - (int)(blockDim.x / EPC_WARP);
     uint32_t *experts = shared; /* [E], by token */
-    uint32_t *bits =
-        shared + (p->by_expert ? 0 : p->num_experts) + (int64_t)epc_warp() * 2 * columns;
+    uint32_t *bits = shared + (p->by_expert ? 0 : p->num_experts) + (int64_t)warp * 2 * columns;
     uint32_t *running = bits + columns;
-    int words = (p->by_expert ? 0 : p->num_experts) + p->layout_warps * 2 * columns;
-    for (int i = (int)threadIdx.x; i < words; i += (int)blockDim.x)
-        shared[i] = 0;
-    __syncthreads();
-    if (epc_warp() < p->layout_warps) {
-        int step = (int)gridDim.x * p->layout_warps;
-        for (int u = epc_warp() * (int)gridDim.x + (int)blockIdx.x; u < p->units; u += step) {
-            for (int first = 0; first < p->unit_tokens; first += EPC_WARP) {
-                int t = u * p->unit_tokens + first + epc_lane();
-                if (p->by_expert)
-                    epc_count_by_expert(p, call, t, bits, running);
-                else
-                    epc_count_by_token(p, call, t, bits, running, experts);
-                __syncwarp();
-                for (int c = epc_lane(); c < columns; c += EPC_WARP) {
-                    running[c] += (uint32_t)__popc(bits[c]);
-                    bits[c] = 0;
-                }
-                __syncwarp();
-            }
+    if (warp < 0)
+        return;
+    int step = (int)gridDim.x * p->layout_warps;
+    for (int u = warp * (int)gridDim.x + (int)blockIdx.x; u < p->units; u += step) {
+        for (int first = 0; first < 1 << p->unit_shift; first += EPC_WARP) {
+            int t = (u << p->unit_shift) + first + epc_lane();
+            if (p->by_expert)
+                epc_count_by_expert(p, call, t, bits, running);
+            else
+                epc_count_by_token(p, call, t, bits, running, experts);
+            __syncwarp();
             for (int c = epc_lane(); c < columns; c += EPC_WARP) {
-                p->unit_counts[(int64_t)c * p->units + u] = (int32_t)running[c];
-                running[c] = 0;
+                running[c] += (uint32_t)__popc(bits[c]);
+                bits[c] = 0;
             }
             __syncwarp();
         }
+        for (int c = epc_lane(); c < columns; c += EPC_WARP) {
+            p->unit_counts[(int64_t)c * p->units + u] = (int32_t)running[c];
+            running[c] = 0;
+        }
+        __syncwarp();
     }
-    __syncthreads();
-    if (!p->by_expert)
-        for (int e = (int)threadIdx.x; e < p->num_experts; e += (int)blockDim.x)
-            p->block_experts[(int64_t)e * gridDim.x + blockIdx.x] = (int32_t)experts[e];
 }
 
-/* Turns one column's unit counts into sums of the units before; returns the total. */
-static __device__ int epc_scan_column(int32_t *counts, int units)
+/* The block's tokens of each expert, once all its units are counted. */
+static __device__ void epc_put_experts(const epc_dispatch_params *p, const uint32_t *shared)
 {
-    int total = 0;
-    for (int first = 0; first < units; first += EPC_WARP) {
-        int u = first + epc_lane();
-        int count = u < units ? __ldcg(&counts[u]) : 0, sum = count;
+    if (!p->by_expert)
+        for (int e = (int)threadIdx.x; e < p->num_experts; e += (int)blockDim.x)
+            p->block_experts[(int64_t)e * gridDim.x + blockIdx.x] = (int32_t)shared[e];
+}
+
+/* Sums of one column's unit counts over the units before each, to `sums`; returns the total. */
+static __device__ int epc_scan_column(const int32_t *counts, int units, int32_t *sums)
+{
+    int total = 0, count[EPC_MAX_UNITS / EPC_WARP];
+#pragma unroll
+    for (int i = 0; i < EPC_MAX_UNITS / EPC_WARP; i++) { /* all on their way at once */
+        int u = i * EPC_WARP + epc_lane();
+        count[i] = u < units ? __ldcg(&counts[u]) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < EPC_MAX_UNITS / EPC_WARP; i++) {
+        int u = i * EPC_WARP + epc_lane(), sum = count[i];
+        if (i * EPC_WARP >= units)
+            break;
         for (int step = 1; step < EPC_WARP; step *= 2) {
             int other = __shfl_up_sync(EPC_ALL, sum, step);
             sum += epc_lane() >= step ? other : 0;
         }
         if (u < units)
-            counts[u] = total + sum - count;
+            sums[u] = total + sum - count[i];
         total += __shfl_sync(EPC_ALL, sum, EPC_WARP - 1);
     }
     return total;
@@ -207,28 +228,43 @@ static __device__ int epc_sum_expert(const int32_t *counts, int blocks)
     return __reduce_add_sync(EPC_ALL, sum);
 }
 
-/* After the grid's barrier: sums each column over the units and sends the sum to every rank.
-   Whoever sees this rank's own word also sees the column's sums in unit_counts. */
-static __device__ void epc_push_counts(const epc_dispatch_params *p, const epc_call *call)
+/* By one warp: a count to every rank. */
+static __device__ void epc_push_count(const epc_call *call, int column, int count)
 {
     const epc_comm *comm = call->comm;
-    int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
-    int first = p->by_expert ? comm->num_ranks : 0;
-    for (int c = first + epc_warp() * (int)gridDim.x + (int)blockIdx.x;
-         c < comm->num_ranks + p->num_experts; c += warps) {
-        int total, e = c - comm->num_ranks;
-        if (p->by_expert)
-            total = epc_scan_column(p->unit_counts + (int64_t)e * p->units, p->units);
-        else if (e < 0)
-            total = epc_scan_column(p->unit_counts + (int64_t)c * p->units, p->units);
-        else
+    for (int r = epc_lane(); r < comm->num_ranks; r += EPC_WARP)
+        if (!epc_is_masked(comm, r))
+            epc_store_word(epc_counts_at(comm, r, comm->rank) + column, (uint32_t)count,
+                           call->epoch);
+}
+
+/*
+ * After the grid's barrier: sums each column over the units and sends the sum to
+ * every rank. With rows by token every block makes all sums, for its own use, in
+ * `sums`, and the blocks share the sending. With rows by expert the blocks share
+ * the sums too, and keep them in unit_counts: whoever sees this rank's own word
+ * also sees the column's sums.
+ */
+static __device__ void epc_push_counts(const epc_dispatch_params *p, const epc_call *call,
+                                       int32_t *sums)
+{
+    int ranks = call->comm->num_ranks, warps = (int)(blockDim.x / EPC_WARP);
+    for (int c = epc_warp(); c < ranks && !p->by_expert; c += warps) {
+        int total = epc_scan_column(p->unit_counts + c * p->units, p->units, sums + c * p->units);
+        if (c % (int)gridDim.x == (int)blockIdx.x)
+            epc_push_count(call, c, total);
+    }
+    for (int e = epc_warp() * (int)gridDim.x + (int)blockIdx.x; e < p->num_experts;
+         e += warps * (int)gridDim.x) {
+        int total;
+        if (p->by_expert) {
+            int32_t *counts = p->unit_counts + (int64_t)e * p->units;
+            total = epc_scan_column(counts, p->units, counts);
+            __threadfence();
+            __syncwarp();
+        } else
             total = epc_sum_expert(p->block_experts + (int64_t)e * gridDim.x, (int)gridDim.x);
-        __threadfence();
-        __syncwarp();
-        for (int r = epc_lane(); r < comm->num_ranks; r += EPC_WARP)
-            if (!epc_is_masked(comm, r))
-                epc_store_word(epc_counts_at(comm, r, comm->rank) + c, (uint32_t)total,
-                               call->epoch);
+        epc_push_count(call, ranks + e, total);
     }
 }
 

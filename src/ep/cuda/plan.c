@@ -109,6 +109,12 @@ ep_status epc_find_table(epc_buffer *b, const char *call, int64_t num_experts,
 
 #define BATCH 4096 /* sizeof(epc_batch) */
 
+static size_t tables_bytes(const epc_buffer *b, const epc_dispatch_params *p, int columns)
+{
+    return epc_dispatch_tables_bytes(b->num_ranks, columns,
+                                     p->by_expert || p->cached ? 0 : columns * p->units);
+}
+
 /* Whether the tables of a call with that many experts fit a multiprocessor, beside two batches and
    a stage. */
 static bool experts_fit(const epc_buffer *b, const epc_dispatch_params *p, int experts)
@@ -116,7 +122,7 @@ static bool experts_fit(const epc_buffer *b, const epc_dispatch_params *p, int e
     size_t room = (size_t)b->gpu.max_shared - 2048, stage = p->bulk ? 20480 : 4096;
     int columns = p->by_expert ? experts : b->num_ranks;
     return epc_layout_bytes(b->num_ranks, experts, p->by_expert, 1) <= room &&
-           epc_dispatch_tables_bytes(b->num_ranks, columns) + 2 * BATCH + stage <= room;
+           tables_bytes(b, p, columns) + 2 * BATCH + stage <= room;
 }
 
 static ep_status check_experts(const epc_buffer *b, const epc_dispatch *d)
@@ -138,55 +144,82 @@ static ep_status check_experts(const epc_buffer *b, const epc_dispatch *d)
                     d->flight->call, p->num_experts, low, b->gpu.max_shared);
 }
 
+/* A mover's stage for a row of x in equal pieces of at most `most` bytes. */
+static void plan_stage(epc_dispatch_params *p, int64_t most)
+{
+    int64_t element = p->dtype == EPC_F32 ? 4 : 2, pieces = (p->load_bytes + most - 1) / most;
+    int64_t piece = (p->load_bytes + pieces - 1) / pieces;
+    int64_t unit = p->quantise ? 512 * element : 128; /* of whole scale words */
+    if (pieces > 1)
+        piece = (piece + unit - 1) / unit * unit;
+    int64_t codes = p->quantise ? piece / element : 0;
+    p->piece_bytes = (int32_t)piece;
+    p->row_pieces = (int32_t)((p->load_bytes + piece - 1) / piece);
+    p->slots = p->quantise ? 1 : 2; /* codes leave from a place of their own */
+    p->slot_bytes = (int32_t)((piece + 127) / 128 * 128);
+    p->stage_bytes = p->slots * p->slot_bytes;
+    if (p->quantise)
+        p->stage_bytes += (int32_t)((codes + codes / 32 + 16 + 127) / 128 * 128);
+}
+
+/* As many as keep memory busy, and no more: they only get in each other's way. Links take longer
+   than memory. Where a row has few destinations quantising is the bound. */
+static int wanted_movers(const epc_buffer *b, const epc_dispatch_params *p)
+{
+    int most = EPC_THREADS / 32, targets = smaller(p->topk, p->by_expert ? most : b->num_ranks);
+    bool links = epc_over_links(b);
+    int flight = p->quantise ? 71680 : links ? 114688 : 57344;
+    int movers = smaller(flight / p->slot_bytes, most);
+    if (p->quantise && links)
+        return most;
+    if (movers < 4)
+        return 4;
+    return p->quantise && targets < 8 ? movers * 8 / targets : movers;
+}
+
 /* How a block's shared memory and warps are used. */
 ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d)
 {
     epc_dispatch_params *p = &d->params;
-    int element = p->dtype == EPC_F32 ? 4 : p->dtype == EPC_E4M3 ? 1 : 2, warps = EPC_THREADS / 32;
-    int64_t row = p->quantise ? (int64_t)p->hidden * element : p->shape.row_bytes;
-    int columns = p->by_expert ? p->num_experts : b->num_ranks;
-    size_t tables = epc_dispatch_tables_bytes(b->num_ranks, columns),
-           room = (size_t)b->gpu.max_shared - 2048;
+    int warps = EPC_THREADS / 32, columns = p->by_expert ? p->num_experts : b->num_ranks;
+    size_t tables = tables_bytes(b, p, columns), room = (size_t)b->gpu.max_shared - 2048;
     EPI_TRY(check_experts(b, d));
     p->layout_warps = warps;
     while (p->layout_warps > 1 &&
            epc_layout_bytes(b->num_ranks, p->num_experts, p->by_expert, p->layout_warps) > room)
         p->layout_warps /= 2;
     size_t layout = epc_layout_bytes(b->num_ranks, p->num_experts, p->by_expert, p->layout_warps);
-    p->piece_bytes = (int32_t)(row < 16384 ? row : 16384);
-    p->sides = row <= 8192 ? 16 : 8; /* narrow rows: what lies beside them weighs more */
     if (!p->bulk) {
         p->sides = smaller(warps, (int)((room - tables) / BATCH));
         d->shared = tables + (size_t)p->sides * BATCH;
     } else {
-        size_t stage =
-            ((size_t)p->piece_bytes + (p->quantise ? (size_t)p->piece_bytes / 64 + 16 : 0) + 127) /
-            128 * 128;
-        while ((size_t)p->sides * BATCH + stage > room - tables)
+        p->sides = p->scales ? 16 : 8; /* given scales are what most lies beside the rows */
+        plan_stage(p, 16384);
+        while (p->sides > 2 && (size_t)p->sides * BATCH + (size_t)p->stage_bytes > room - tables)
             p->sides /= 2;
         size_t left = room - tables - (size_t)p->sides * BATCH;
-        /* Enough in flight, and no more: links take longer than memory. */
-        size_t flight = epc_over_links(b) ? 114688 : 57344;
-        if (p->quantise)
-            flight = epc_over_links(b) ? room : 143360;
-        int wanted = (int)(flight / stage);
-        p->stage_bytes = (int32_t)stage;
-        p->movers =
-            smaller(warps - p->sides, smaller(wanted < 4 ? 4 : wanted, (int)(left / stage)));
-        d->shared = tables + (size_t)p->sides * BATCH + (size_t)p->movers * stage;
+        if ((size_t)p->stage_bytes > left)
+            plan_stage(p, 2048);
+        p->movers = smaller(warps - p->sides,
+                            smaller(wanted_movers(b, p), (int)(left / (size_t)p->stage_bytes)));
+        d->shared = tables + (size_t)p->sides * BATCH + (size_t)p->movers * (size_t)p->stage_bytes;
     }
+    if (p->bulk && !p->by_expert)
+        p->layout_warps = smaller(p->layout_warps, warps - p->movers);
+    p->early = p->bulk && layout <= tables + (size_t)p->sides * BATCH;
     if (d->shared < layout)
         d->shared = layout;
     return EP_OK;
 }
 
 /* Units of tokens: few enough for their counts to be summed quickly. */
-void epc_plan_units(epc_dispatch_params *p)
+void epc_plan_units(epc_dispatch_params *p, int num_ranks)
 {
-    int batches = (p->num_tokens + 31) / 32,
-        per_unit = (batches + EPC_MAX_UNITS - 1) / EPC_MAX_UNITS;
-    p->unit_tokens = 32 * (per_unit ? per_unit : 1);
-    p->units = (p->num_tokens + p->unit_tokens - 1) / p->unit_tokens;
+    int most = p->by_expert ? EPC_MAX_UNITS : smaller(EPC_MAX_UNITS, 4096 / num_ranks);
+    p->unit_shift = 5;
+    while ((p->num_tokens - 1) >> p->unit_shift >= most)
+        p->unit_shift++;
+    p->units = (p->num_tokens + (1 << p->unit_shift) - 1) >> p->unit_shift;
 }
 
 /* Verify mode: a row for each warp, where it does not go on the wire as it came. */

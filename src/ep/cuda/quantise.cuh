@@ -197,4 +197,38 @@ static __device__ __forceinline__ void epc_put_scales(const epc_codes *codes, ui
         scales[first / EPC_QUANT_CHANNELS] = word;
 }
 
+/* Quantises a piece of a row, `channels` of any dtype, to `to`. */
+static __device__ __noinline__ void epc_code_any(const uint8_t *piece, int dtype, int channels,
+                                                 uint8_t *to, uint32_t *scales, int scale_kind)
+{
+    for (int first = 0; first < channels; first += EPC_QUANT_CHANNELS) {
+        epc_codes codes = epc_quantise(piece, dtype, first, channels, scale_kind);
+        epc_put_codes(&codes, to, first, channels);
+        epc_put_scales(&codes, scales, first, channels, scale_kind);
+    }
+}
+
+/* The same for BF16 that is aligned, a multiple of 8 channels; some are read while others are
+   quantised. */
+static __device__ __forceinline__ void epc_code_bf16(const uint8_t *piece, int channels,
+                                                     uint8_t *to, uint32_t *scales, int scale_kind)
+{
+    for (int first = 0; first < channels; first += 2 * EPC_QUANT_CHANNELS) {
+        epc_raw raw[2]; /* past the end: zeros, which are not stored */
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            raw[i] =
+                epc_load_raw(piece, first + i * EPC_QUANT_CHANNELS + epc_lane() * 16, channels);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int at = first + i * EPC_QUANT_CHANNELS;
+            if (at >= channels)
+                return;
+            epc_codes codes = epc_quantise_raw(raw[i], scale_kind);
+            epc_put_codes(&codes, to, at, channels);
+            epc_put_scales(&codes, scales, at, channels, scale_kind);
+        }
+    }
+}
+
 #endif

@@ -2,7 +2,7 @@
 /*
  * Second half of a dispatch: rows to their final place. A warp takes one token
  * at a time: it reads the row once and writes it to every destination, through
- * shared memory and the bulk copy engine, or through registers.
+ * registers here, or through the bulk copy engine (movers.cuh).
  */
 #ifndef EPI_EP_CUDA_ROWS_CUH
 #define EPI_EP_CUDA_ROWS_CUH
@@ -28,13 +28,14 @@ typedef struct epc_tables {
     int32_t *matrix;     /* [R * R] rows between ranks */
     int32_t *base;       /* [columns] first row of this rank's at the column's receiver */
     int32_t *total;      /* [columns] rows of all ranks */
+    int32_t *sums;       /* [columns, units] rows of the units before; by token */
     uint8_t *rest;
 } epc_tables;
 
 /* Where an entry sends its token; rank -1: nowhere. */
 typedef struct epc_place_of {
     int rank;
-    int64_t row;
+    uint32_t row;
 } epc_place_of;
 
 static __device__ __forceinline__ epc_place_of epc_find_place(const epc_dispatch_params *p,
@@ -53,18 +54,17 @@ static __device__ __forceinline__ epc_place_of epc_find_place(const epc_dispatch
     at.row = (uint32_t)entry;
     if (!p->cached) {
         at.rank = p->by_expert ? p->expert_rank[column] : column;
+        int unit = column * p->units + (t >> p->unit_shift);
         at.row += tables->base[column] +
-                  __ldcg(&p->unit_counts[(int64_t)column * p->units + t / p->unit_tokens]);
+                  (p->by_expert ? __ldcg(&p->unit_counts[unit]) : tables->sums[unit]);
     }
     return at;
 }
 
-/* One token's destinations: lane j holds the j-th of at most 32 from `first`. */
+/* One token's destinations: lane j holds the j-th of at most 32 from some place in its list. */
 typedef struct epc_fan {
-    bool sent;
-    int rank;     /* destination */
-    int64_t row;  /* there */
-    int place;    /* in the token's list */
+    int rank;     /* destination; -1: none */
+    uint32_t row; /* there */
     unsigned any; /* lanes that send */
 } epc_fan;
 
@@ -73,11 +73,9 @@ static __device__ __forceinline__ epc_fan epc_fan_of(const epc_dispatch_params *
 {
     epc_fan fan;
     epc_place_of at = epc_find_place(p, tables, t, first + epc_lane());
-    fan.sent = at.rank >= 0;
     fan.rank = at.rank;
     fan.row = at.row;
-    fan.place = first + epc_lane();
-    fan.any = __ballot_sync(EPC_ALL, fan.sent);
+    fan.any = __ballot_sync(EPC_ALL, at.rank >= 0);
     return fan;
 }
 
@@ -289,7 +287,7 @@ static __device__ void epc_move_scaled(const epc_dispatch_params *p, const epc_f
         for (unsigned left = fan->any; left; left &= left - 1) {
             int from = __ffs((int)left) - 1;
             int dst = __shfl_sync(EPC_ALL, fan->rank, from);
-            int64_t row = __shfl_sync(EPC_ALL, fan->row, from);
+            int64_t row = (int64_t)__shfl_sync(EPC_ALL, fan->row, from);
             float w = __shfl_sync(EPC_ALL, weight, from);
             if (h < p->hidden)
                 epc_store_element(targets[dst].x + row * p->shape.row_bytes, p->dtype, h,
@@ -313,95 +311,5 @@ static __device__ void epc_quantise_through_registers(const epc_dispatch_params 
         }
     }
 }
-
-/* ------------------------------------------------------ through the engine */
-
-#if EPC_BULK
-/* A warp's piece of shared memory, and the barrier its loads complete on. */
-typedef struct epc_stage {
-    uint8_t *bytes;
-    uint64_t *full;
-    uint32_t parity;
-    uint64_t policy; /* of stores in the cache */
-} epc_stage;
-
-static __device__ __forceinline__ void epc_store_stage(const epc_dispatch_params *p,
-                                                       const epc_fan *fan,
-                                                       const epc_target *targets,
-                                                       const epc_stage *stage, int64_t offset,
-                                                       uint32_t bytes)
-{
-    if (fan->sent)
-        epc_bulk_store(targets[fan->rank].x + fan->row * p->shape.row_bytes + offset, stage->bytes,
-                       bytes, stage->policy);
-    epc_bulk_commit();
-}
-
-/* Brings [offset, offset + bytes) of a row into the stage, once its last row has left it. */
-static __device__ __forceinline__ void epc_load_stage(const uint8_t *x, int64_t offset,
-                                                      uint32_t bytes, epc_stage *stage)
-{
-    epc_bulk_wait_read();
-    __syncwarp();
-    if (epc_lane() == 0) {
-        epc_bulk_fence(); /* codes that were written there, before what comes now */
-        epc_mbar_expect(stage->full, bytes);
-        epc_bulk_load(stage->bytes, x + offset, bytes, stage->full);
-    }
-    epc_mbar_wait(stage->full, stage->parity);
-    stage->parity ^= 1;
-}
-
-static __device__ void epc_bulk_row(const epc_dispatch_params *p, const epc_fan *fan,
-                                    const epc_target *targets, const uint8_t *x, epc_stage *stage)
-{
-    for (int64_t offset = 0; offset < p->shape.row_bytes; offset += p->piece_bytes) {
-        int64_t left = p->shape.row_bytes - offset;
-        uint32_t bytes = (uint32_t)(left < p->piece_bytes ? left : p->piece_bytes);
-        epc_load_stage(x, offset, bytes, stage);
-        epc_store_stage(p, fan, targets, stage, offset, bytes);
-    }
-}
-
-/* Quantises `channels` in the stage in place: codes never overtake what is still to be read. */
-static __device__ void epc_code_stage(const epc_dispatch_params *p, uint8_t *bytes, int channels,
-                                      uint32_t *scales)
-{
-    for (int first = 0; first < channels; first += EPC_QUANT_CHANNELS) {
-        epc_codes block =
-            p->dtype == EPC_BF16
-                ? epc_quantise_raw(epc_load_raw(bytes, first + epc_lane() * 16, channels),
-                                   p->scale_kind)
-                : epc_quantise(bytes, p->dtype, first, channels, p->scale_kind);
-        __syncwarp();
-        epc_put_codes(&block, bytes, first, channels);
-        epc_put_scales(&block, scales, first, channels, p->scale_kind);
-    }
-}
-
-static __device__ void epc_bulk_quantised(const epc_dispatch_params *p, const epc_fan *fan,
-                                          const epc_target *targets, const uint8_t *x,
-                                          epc_stage *stage)
-{
-    int element = p->dtype == EPC_F32 ? 4 : 2, per_piece = p->piece_bytes / element;
-    int per_word = p->scale_kind == EPC_SCALE_UE8M0 ? 4 * EPI_SCALE_BLOCK : EPI_SCALE_BLOCK;
-    uint32_t *scales = (uint32_t *)(stage->bytes + p->piece_bytes);
-    for (int start = 0; start < p->hidden; start += per_piece) {
-        int channels = p->hidden - start < per_piece ? p->hidden - start : per_piece;
-        int words = (channels + per_word - 1) / per_word;
-        epc_load_stage(x, (int64_t)start * element, (uint32_t)(channels * element), stage);
-        epc_code_stage(p, stage->bytes, channels, scales);
-        epc_bulk_fence(); /* the codes above, before the engine reads them */
-        __syncwarp();
-        epc_store_stage(p, fan, targets, stage, start, (uint32_t)channels);
-        EPC_EACH_TARGET(fan, dst, row)
-        {
-            uint32_t *to = targets[dst].scales + row * p->scale_count + start / per_word;
-            for (int i = epc_lane(); i < words; i += EPC_WARP)
-                to[i] = scales[i];
-        }
-    }
-}
-#endif
 
 #endif

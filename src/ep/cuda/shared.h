@@ -274,6 +274,7 @@ typedef struct epc_dispatch_params {
     int32_t num_tokens, hidden, topk, num_experts, num_local;
     int32_t id_bytes, dtype, quantise, scale_kind; /* quantise: dtype is the input's */
     int32_t by_expert, alignment, cached, bulk, verify;
+    int64_t load_bytes; /* of a row of x */
     int64_t spare; /* bytes a row of each call that may follow: epc_has_room; alike on all ranks */
     int64_t worst;
     const int32_t *expert_rank;  /* [E] */
@@ -291,11 +292,13 @@ typedef struct epc_dispatch_params {
     int64_t row_weight_stride;
     int32_t weighted; /* rows are multiplied by row_weight, or 1 */
     /* scratch */
-    epc_entry *drafts;      /* [T, width] entries before sums are added */
-    int32_t *unit_counts;   /* [columns, units] */
-    int32_t *block_experts; /* [E, blocks]; by token */
-    int32_t unit_tokens, units;
-    int32_t layout_warps, movers, sides, piece_bytes, stage_bytes; /* how shared memory is used */
+    epc_entry *drafts;         /* [T, width] entries before sums are added */
+    int32_t *unit_counts;      /* [columns, units] */
+    int32_t *block_experts;    /* [E, blocks]; by token */
+    int32_t unit_shift, units; /* a unit has 1 << unit_shift tokens */
+    /* how shared memory is used: each mover has a stage of slots, then a slot of codes */
+    int32_t layout_warps, movers, sides, row_pieces, piece_bytes, slots, slot_bytes, stage_bytes;
+    int32_t early; /* stages lie behind the layout's words: rows can be brought at once */
 
     /* verify mode */
     uint8_t *seal_scratch; /* [warps] rows as they go on the wire, seal_bytes each */

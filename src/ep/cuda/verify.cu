@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     int warps = (int)(blockDim.x / EPC_WARP * gridDim.x);
     for (int64_t row = epc_warp() * (int)gridDim.x + (int)blockIdx.x; row < rows; row += warps)
         epc_check_row(&p, &at, row);
-    if (epc_is_last_block(&call) && threadIdx.x == 0)
+    if (epc_is_last_to_add(&call.state->exited) && threadIdx.x == 0)
         epc_report_end(call.state, p.report, whole ? p.serial : 0);
 }
 

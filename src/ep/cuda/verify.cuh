@@ -49,8 +49,9 @@ static __device__ __noinline__ void epc_send_seals(const epc_dispatch_params *p,
         for (int first = 0; first < p->width; first += EPC_WARP) {
             epc_fan fan = epc_fan_of(p, tables, t, first);
             uint64_t sum = fan.any && !p->weighted ? epc_sum_token(p, t, 1, scratch) : 0;
-            float mine =
-                fan.sent && p->row_weight ? p->row_weight[t * p->row_weight_stride + fan.place] : 1;
+            float mine = fan.rank >= 0 && p->row_weight
+                             ? p->row_weight[t * p->row_weight_stride + first + epc_lane()]
+                             : 1;
             for (unsigned left = fan.any; left; left &= left - 1) {
                 int lane = __ffs((int)left) - 1;
                 if (p->weighted)
