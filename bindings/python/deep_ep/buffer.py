@@ -326,18 +326,21 @@ class Buffer(LowLatencyBuffer):
         kind = kind_of(x)
         order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
         spread, one_scale = _spread(scales, x.shape[1])
-        common = {
-            "scales": spread,
-            "previous": order.previous,
-            "stream": order.stream,
-            "num_sms": self._sms(kind, config),
-        }
+        num_sms = self._sms(kind, config)
         buffer = self._buffer_of(kind)
         in_background = async_finish and kind.device == CPU
         if handle is not None:
             if topk_idx is not None or topk_weights is not None:
                 raise ArgumentError("dispatch: with a handle, top-k ids and weights must be None")
-            call = buffer._dispatch_cached(x, core_of(handle), in_background, **common)
+            call = buffer._dispatch_cached(
+                x,
+                core_of(handle),
+                in_background,
+                scales=spread,
+                previous=order.previous,
+                stream=order.stream,
+                num_sms=num_sms,
+            )
             got = call.wait_counts() if in_background else call
             rows = _rows_of(got, scales, one_scale)
             event = order.done((x, scales), (), call if in_background else None)
@@ -357,7 +360,10 @@ class Buffer(LowLatencyBuffer):
             num_experts=num_tokens_per_expert.shape[0],
             expert_alignment=expert_alignment,
             num_worst_tokens=num_worst_tokens,
-            **common,
+            scales=spread,
+            previous=order.previous,
+            stream=order.stream,
+            num_sms=num_sms,
         )
         got = call.wait_counts() if in_background else call
         rows = _rows_of(got, scales, one_scale)

@@ -15,7 +15,7 @@ _NAME = b"dltensor"
 #: DLManagedTensor, then the shape and the strides.
 _BLOCK = struct.Struct("@PiiiBBHPPQPP4q4q")
 _SHAPE, _STRIDE, _DELETER = 64, 96, 56
-_ZERO4 = (0, 0, 0, 0)
+_pack = _BLOCK.pack_into
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New
 _new_capsule.restype = ctypes.py_object
@@ -40,6 +40,14 @@ def _forget_deleter() -> None:
         struct.pack_into("@P", block, _DELETER, 0)
 
 
+_PAD = tuple((0,) * (4 - n) for n in range(5))
+
+
+def importer(torch: Any) -> Any:
+    """torch's way in for a capsule; the public function first looks what it was given."""
+    return getattr(torch._C, "_from_dlpack", None) or torch.utils.dlpack.from_dlpack
+
+
 def tensor_over(
     from_dlpack: Any,
     pointer: int,
@@ -52,7 +60,7 @@ def tensor_over(
     """A tensor that keeps `owner` alive.
 
     Args:
-        from_dlpack: torch's.
+        from_dlpack: of importer().
         dtype: DLPack's type code and bits.
         stride: in elements.
         cuda_index: -1: host memory.
@@ -61,15 +69,17 @@ def tensor_over(
     block = _Block()
     address = ctypes.addressof(block)
     device, index = (_CPU, 0) if cuda_index < 0 else (_CUDA, cuda_index)
-    _BLOCK.pack_into(
+    code, bits = dtype
+    pad = _PAD[n]
+    _pack(
         block,
         0,
         pointer,
         device,
         index,
         n,
-        dtype[0],
-        dtype[1],
+        code,
+        bits,
         1,
         address + _SHAPE,
         address + _STRIDE,
@@ -77,9 +87,9 @@ def tensor_over(
         0,
         _delete_address,
         *shape,
-        *_ZERO4[n:],
+        *pad,
         *stride,
-        *_ZERO4[n:],
+        *pad,
     )
     _held[address] = (block, owner)
     try:

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ._abi import TENSOR_PACK, DeviceType, DType, Tensor
-from ._dlpack import tensor_over
+from ._dlpack import importer, tensor_over
 
 CPU, CUDA = int(DeviceType.DEVICE_CPU), int(DeviceType.DEVICE_CUDA)
 BF16, F32, E4M3, I32, I64 = (
@@ -358,23 +358,25 @@ def view(tensor: Tensor, kind: Kind, owner: Any) -> Any:
     shape, stride = fields[3 : 3 + n], fields[7 : 7 + n]
     if 0 in shape:
         return empty(shape, code, kind)
+    if kind.torch:
+        index = fields[12] if kind.device == CUDA else -1
+        return _torch_view(data, code, shape, stride, index, owner)
     dtype = TO_NUMPY[code]
-    if kind.torch and kind.device == CUDA:
-        return _cuda_view(data, code, shape, stride, fields[12], owner)
     size = dtype.itemsize
     strides = None if n == 1 else [s * size for s in stride]
-    if not kind.torch:
-        if kind.device == CPU:
-            return _numpy_view(data, dtype, shape, strides, owner)
-        return _CudaMemory(data, _CARRIER.get(dtype, dtype), shape, strides, owner)
-    carrier = _CARRIER.get(dtype, dtype)
-    out = torch_module().from_numpy(_numpy_view(data, carrier, shape, strides, owner))
-    return out if carrier is dtype else out.view(torch_dtype(code))
+    if kind.device == CPU:
+        return _numpy_view(data, dtype, shape, strides, owner)
+    return _CudaMemory(data, _CARRIER.get(dtype, dtype), shape, strides, owner)
 
 
-def _cuda_view(data: int, code: int, shape: Any, stride: Any, index: int, owner: Any) -> Any:
-    from_dlpack = torch_module().utils.dlpack.from_dlpack
-    out = tensor_over(from_dlpack, data, _TO_DLPACK[code], shape, stride, index, owner)
+_from_dlpack: Any = None
+
+
+def _torch_view(data: int, code: int, shape: Any, stride: Any, index: int, owner: Any) -> Any:
+    global _from_dlpack
+    if _from_dlpack is None:
+        _from_dlpack = importer(torch_module())
+    out = tensor_over(_from_dlpack, data, _TO_DLPACK[code], shape, stride, index, owner)
     # float8 crosses as bytes: not every torch imports it.
     return out.view(torch_dtype(code)) if code == E4M3 else out
 

@@ -182,12 +182,13 @@ class Received:
     def tokens_per_expert(self) -> List[int]:
         """Rows of each local expert, rounded up to the alignment."""
         recv = self._region.recv
-        count = recv.tokens_per_expert.shape[0] if recv.tokens_per_expert.ndim else 0
+        tokens = recv.tokens_per_expert
+        count = tokens.shape[0] if tokens.ndim else 0
         if recv.host_tokens_per_expert:
             return host_list(recv.host_tokens_per_expert, count)
-        if recv.tokens_per_expert.device == CPU:
-            return host_list(recv.tokens_per_expert.data, count)
-        return view(recv.tokens_per_expert, self._kind, self._region).tolist()
+        if tokens.device == CPU:
+            return host_list(tokens.data, count)
+        return view(tokens, self._kind, self._region).tolist()
 
 
 def host_list(pointer: int, count: int) -> List[int]:
