@@ -450,6 +450,8 @@ static int costs(ep_group *group, void *arg)
     for (int r = 0; r < ranks && !test_device_wanted(); r++)
         TEST_CHECK((all[r * ranks + 1] > 20000000) == (r != 1));
     TEST_CHECK((cost[1] > 20000000) == (rank != 1));
+    for (int r = 0; r < ranks; r++) /* nor is that booked to another */
+        TEST_CHECK(rank == 1 || r == 1 || cost[r] + 5000000 < cost[1]);
     TEST_OK(ep_buffer_wait_cost(buffer, cost, 0));
     TEST_CHECK(cost[1] < 20000000);
     free(cost);

@@ -193,6 +193,21 @@ static __device__ bool epc_wait_flag(const epc_call *call, int source, const uin
     return true;
 }
 
+/* Ns that this thread waits until `epoch`, a flag or the upper half of a word, has come; a wait for
+   it follows, which has the last word. The clock is read in the loop: lanes of a warp go on from
+   it together, and after it each would book the time of the slowest. */
+static __device__ __noinline__ int64_t epc_time_wait(const epc_call *call, int source,
+                                                     const uint32_t *epoch)
+{
+    uint64_t since = epc_now_ns(), now = since;
+    for (int spins = 1; !epc_reached(epc_load_flag(epoch), call->epoch); spins++) {
+        now = epc_now_ns();
+        if (spins % 64 == 0 && !epc_may_wait(call, source))
+            break;
+    }
+    return (int64_t)(now - since);
+}
+
 /* All blocks of the grid, once per call; false when some block has refused it. */
 static __device__ bool epc_grid_barrier(const epc_call *call)
 {

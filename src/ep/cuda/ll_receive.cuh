@@ -23,12 +23,12 @@ static __device__ bool epc_gather_bitmaps(const epc_ll_params *p, const epc_call
     for (int i = (int)threadIdx.x; i < words; i += (int)blockDim.x) {
         int s = i / per_source, local = i % per_source / p->words;
         uint32_t value = 0;
-        uint64_t since = book ? epc_now_ns() : 0;
+        const uint64_t *word = epc_bits_at(p, p->comm.rank, s, local) + i % p->words;
+        if (book && i % per_source == 0 && !epc_is_masked(&p->comm, s)) /* one thread a source */
+            p->wait_cost[s * p->wait_cost_stride] +=
+                epc_time_wait(call, s, (const uint32_t *)word + 1);
         if (!epc_is_masked(&p->comm, s))
-            ok &= epc_wait_word(call, s, epc_bits_at(p, p->comm.rank, s, local) + i % p->words,
-                                &value);
-        if (book && i % per_source == 0) /* one thread a source: how long it was waited for */
-            p->wait_cost[s * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
+            ok &= epc_wait_word(call, s, word, &value);
         tables->bits[i] = value;
     }
     return __syncthreads_and(ok);
@@ -158,17 +158,16 @@ static __device__ bool epc_await_rows(const epc_ll_params *p, const epc_call *ca
     int r = (int)threadIdx.x;
     bool ok = true;
     if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r)) {
-        uint64_t since = epc_now_ns();
         const uint32_t *flag =
             epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_ROWS));
+        if (p->wait_cost && blockIdx.x == 0)
+            p->wait_cost[r * p->wait_cost_stride] += epc_time_wait(call, r, flag);
         ok = epc_wait_flag(call, r, flag);
         if (epc_load_flag(epc_flag_at(&p->comm, p->comm.rank, r, call->abort_flag)) ==
             call->epoch) {
             ok = false;
             epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)r, 0, 0, 0, 0);
         }
-        if (p->wait_cost && blockIdx.x == 0)
-            p->wait_cost[r * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
     }
     return __syncthreads_and(ok);
 }

@@ -76,12 +76,10 @@ static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call
             ok &= epc_wait_word(call, r, words + r * EPC_Y_FIELDS + f, &field[r][f]);
             continue;
         }
-        bool cost = p->wait_cost && blockIdx.x == 0;
-        uint64_t since = cost ? epc_now_ns() : 0;
-        ok &= epc_wait_flag(call, r,
-                            epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_Y)));
-        if (cost)
-            p->wait_cost[r * p->wait_cost_stride] += (int64_t)(epc_now_ns() - since);
+        const uint32_t *flag = epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_Y));
+        if (p->wait_cost && blockIdx.x == 0)
+            p->wait_cost[r * p->wait_cost_stride] += epc_time_wait(call, r, flag);
+        ok &= epc_wait_flag(call, r, flag);
     }
     if (!__syncthreads_and(ok))
         return false;
