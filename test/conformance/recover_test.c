@@ -90,6 +90,11 @@ static int take_back(ep_group *group)
     return 0;
 }
 
+static bool is_own_end(ep_status status)
+{
+    return status == EP_ERR_RANK_DEAD && strstr(ep_last_error(), "this one") != NULL;
+}
+
 /* Steps on to the last. After a failure all that are left repeat from the least step any is at. */
 static int go_on(load_rank *load, const plan *p, uint64_t step)
 {
@@ -112,10 +117,13 @@ static int go_on(load_rank *load, const plan *p, uint64_t step)
             step++;
             continue;
         }
-        if (victim && p->loss == DIES_BY_FAULT && status == EP_ERR_RANK_DEAD &&
-            strstr(ep_last_error(), "this one") != NULL)
+        if (victim && p->loss == DIES_BY_FAULT && is_own_end(status))
             return 2;
-        TEST_OK(get_in_step(load->group));
+        status = get_in_step(load->group);
+        /* where another rank's word of the failure came first, it learns of its end only here */
+        if (victim && p->loss == DIES_BY_FAULT && is_own_end(status))
+            return 2;
+        TEST_OK(status);
         TEST_OK(load_agree(load, step, &step, &most));
         TEST_CHECK(most - step <= 1);
         calm_since = step;
