@@ -10,30 +10,36 @@ ep_status demo_no_memory(demo_state *d)
     return rank_fail(d->self, EP_ERR_MEMORY, "out of memory");
 }
 
+/* The tensors of a result that the host looks at. */
+enum { NUM_VIEWED = 6 };
+
+static void viewed(ep_recv *recv, ep_tensor *tensors[NUM_VIEWED])
+{
+    ep_tensor *all[NUM_VIEWED] = {&recv->x,
+                                  &recv->scales,
+                                  &recv->topk_idx,
+                                  &recv->topk_weights,
+                                  &recv->tokens_per_expert,
+                                  &recv->source_offset};
+    memcpy(tensors, all, sizeof all);
+}
+
 ep_status demo_recv_view(demo_state *d)
 {
-    d->view = d->recv;
-    ep_tensor *tensors[] = {&d->view.x,
-                            &d->view.scales,
-                            &d->view.topk_idx,
-                            &d->view.topk_weights,
-                            &d->view.tokens_per_expert,
-                            &d->view.source_offset};
+    ep_tensor *tensors[NUM_VIEWED];
     bool good = true;
-    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
+    d->view = d->recv;
+    viewed(&d->view, tensors);
+    for (int i = 0; i < NUM_VIEWED; i++)
         good = demo_view(&d->memory, tensors[i]) && good;
     return good ? EP_OK : demo_no_memory(d);
 }
 
 void demo_recv_view_end(demo_state *d)
 {
-    ep_tensor *tensors[] = {&d->view.x,
-                            &d->view.scales,
-                            &d->view.topk_idx,
-                            &d->view.topk_weights,
-                            &d->view.tokens_per_expert,
-                            &d->view.source_offset};
-    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++)
+    ep_tensor *tensors[NUM_VIEWED];
+    viewed(&d->view, tensors);
+    for (int i = 0; i < NUM_VIEWED; i++)
         demo_view_end(&d->memory, tensors[i]);
 }
 

@@ -12,7 +12,11 @@ set -u
 tools=$(cd "$(dirname "$0")" && pwd)
 tests=$1 device=cpu ranks="2 4 8" python=python3 chosen="intranode low_latency logfmt"
 shift
-while [ $# -gt 1 ]; do
+while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || {
+        echo "deepep_tests.sh: '$1' is unknown, or needs a value" >&2
+        exit 2
+    }
     case "$1" in
     --device) device=$2 ;;
     --ranks) ranks=$2 ;;

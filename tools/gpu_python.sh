@@ -9,7 +9,11 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 deepep="" ranks="2 4 8" python=python3
-while [ $# -gt 1 ]; do
+while [ $# -gt 0 ]; do
+    [ $# -gt 1 ] || {
+        echo "gpu_python.sh: '$1' is unknown, or needs a value" >&2
+        exit 2
+    }
     case "$1" in
     --deepep) deepep=$2 ;;
     --ranks) ranks=$2 ;;
@@ -21,6 +25,10 @@ while [ $# -gt 1 ]; do
     esac
     shift 2
 done
+command -v nvidia-cuda-mps-control >/dev/null || {
+    echo "gpu_python.sh: nvidia-cuda-mps-control is not found; run this where a GPU's driver is installed" >&2
+    exit 1
+}
 work=$(mktemp -d)
 finish() {
     echo quit | nvidia-cuda-mps-control >/dev/null 2>&1

@@ -11,19 +11,46 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 parts="suites device commands sanitizer" paths="sm90 sm80" limit=150 build=build/cuda make=1
+misuse() {
+    echo "gpu_test.sh: $1" >&2
+    exit 2
+}
+among() { # among OPTION "ALLOWED" VALUE...
+    local option=$1 allowed=$2 value
+    shift 2
+    for value in "$@"; do
+        case " $allowed " in
+        *" $value "*) ;;
+        *) misuse "$option has '$value'; it can be of: $allowed" ;;
+        esac
+    done
+}
 while [ $# -gt 0 ]; do
     case "$1" in
-    --parts) parts=$2 && shift ;;
-    --paths) paths=$2 && shift ;;
-    --limit) limit=$2 && shift ;;
-    --build) build=$2 && shift ;;
-    --no-build) make=0 ;;
-    *)
-        echo "gpu_test.sh: unknown option '$1'" >&2
-        exit 2
-        ;;
+    --no-build) make=0 && shift && continue ;;
+    --parts | --paths | --limit | --build) [ $# -gt 1 ] || misuse "$1 needs a value" ;;
+    *) misuse "unknown option '$1'" ;;
     esac
-    shift
+    case "$1" in
+    --parts) parts=$2 ;;
+    --paths) paths=$2 ;;
+    --limit) limit=$2 ;;
+    --build) build=$2 ;;
+    esac
+    shift 2
+done
+# shellcheck disable=SC2086
+among --parts "suites device commands sanitizer" $parts
+# shellcheck disable=SC2086
+among --paths "sm90 sm80" $paths
+case "$limit" in
+*[!0-9]* | "" | 0) misuse "--limit is '$limit'; it can be a number of seconds from 1" ;;
+esac
+for tool in nvidia-smi nvidia-cuda-mps-control; do
+    command -v $tool >/dev/null || {
+        echo "gpu_test.sh: $tool is not found; run this where a GPU's driver is installed" >&2
+        exit 1
+    }
 done
 work=$(mktemp -d)
 failed=0 count=0
@@ -143,13 +170,7 @@ sanitizer() {
 nvidia-smi -L
 mps_start
 for part in $parts; do
-    case "$part" in
-    suites | device | commands | sanitizer) $part ;;
-    *)
-        echo "gpu_test.sh: --parts has '$part'; it can be suites, device, commands and sanitizer" >&2
-        exit 2
-        ;;
-    esac
+    $part
 done
 echo "$((count - failed)) of $count passed, in $SECONDS s"
 [ "$failed" -eq 0 ]
