@@ -25,11 +25,11 @@ typedef struct __align__(16) epc_held
 epc_held;
 
 /* An item, and the lane's of 32 of the token's entries. */
-typedef struct epc_item {
+typedef struct epc_stream_item {
     int token, piece;
     epc_entry entry;
     float weight;
-} epc_item;
+} epc_stream_item;
 
 typedef struct epc_stream {
     uint8_t *memory; /* [slots, EPC_STREAM_PIECE] */
@@ -37,18 +37,18 @@ typedef struct epc_stream {
     uint64_t *full;  /* [slots], on which loads complete */
     int put, queued; /* slot to fill next, and how many are filled */
 
-    epc_item item;       /* whose rows are being queued */
-    int first;           /* of the entries that lanes hold */
-    unsigned left;       /* lanes whose rows are not queued yet */
-    bool more, any;      /* entries behind those that lanes hold; any queued yet */
-    const uint8_t *from; /* the lane's row, at the piece */
+    epc_stream_item item; /* whose rows are being queued */
+    int first;            /* of the entries that lanes hold */
+    unsigned left;        /* lanes whose rows are not queued yet */
+    bool more, any;       /* entries behind those that lanes hold; any queued yet */
+    const uint8_t *from;  /* the lane's row, at the piece */
 
-    epc_item next;  /* its entries are on their way */
-    uint32_t ahead; /* lane 0: an item taken behind it */
+    epc_stream_item next; /* its entries are on their way */
+    uint32_t ahead;       /* lane 0: an item taken behind it */
 } epc_stream;
 
-static __device__ __forceinline__ void epc_read_entry(const epc_combine_rows *rows, epc_item *item,
-                                                      int first)
+static __device__ __forceinline__ void epc_read_entry(const epc_combine_rows *rows,
+                                                      epc_stream_item *item, int first)
 {
     int j = first + epc_lane();
     item->entry = epc_entry_at(rows, item->token, j);
@@ -68,7 +68,7 @@ static __device__ __forceinline__ void epc_take_item(const epc_combine_rows *row
 static __device__ __forceinline__ void epc_face_entries(const epc_combine_rows *rows,
                                                         epc_stream *stream)
 {
-    const epc_item *item = &stream->item;
+    const epc_stream_item *item = &stream->item;
     stream->left = __ballot_sync(EPC_ALL, item->entry >= 0);
     stream->more = false;
     for (int j = stream->first + EPC_WARP; j < rows->width && !stream->more; j++)
@@ -116,7 +116,7 @@ static __device__ __forceinline__ void epc_queue_row(const epc_combine_rows *row
     stream->left &= stream->left - 1;
     stream->any = true;
     if (mine) {
-        const epc_item *item = &stream->item;
+        const epc_stream_item *item = &stream->item;
         uint32_t bytes = none ? 0 : epc_stream_bytes(rows, item->piece);
         epc_held held = {item->weight, item->token, item->piece, !stream->left && !stream->more,
                          none};
