@@ -7,6 +7,7 @@
 #                          [--limit SECONDS] [--build DIR] [--no-build]
 #   --paths  kernels to run: those of SM90, and those of SM80 on any device
 #   --limit  of one line, 150 if not set; a line that takes longer has failed
+# CUDA_VISIBLE_DEVICES chooses among GPUs.
 # The Python packages have a script of their own, gpu_python.sh.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -57,8 +58,16 @@ failed=0 count=0
 export CUDA_MPS_PIPE_DIRECTORY=$work/mps CUDA_MPS_LOG_DIRECTORY=$work/mps
 mkdir "$work/mps"
 
-mps_start() { nvidia-cuda-mps-control -d || exit 1; }
-mps_stop() { echo quit | nvidia-cuda-mps-control >/dev/null 2>&1; }
+# What the daemon sees its clients number from 0.
+gpus=${CUDA_VISIBLE_DEVICES-}
+mps_start() {
+    nvidia-cuda-mps-control -d || exit 1
+    [ -z "$gpus" ] || CUDA_VISIBLE_DEVICES=$(seq -s, 0 "$(tr -cd , <<<"$gpus" | wc -c)")
+}
+mps_stop() {
+    echo quit | nvidia-cuda-mps-control >/dev/null 2>&1
+    [ -z "$gpus" ] || CUDA_VISIBLE_DEVICES=$gpus
+}
 finish() {
     mps_stop
     rm -rf "$work"
