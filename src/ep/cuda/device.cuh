@@ -130,7 +130,7 @@ typedef struct epc_call {
     uint32_t epoch;
     int abort_flag; /* of the sources' flags, the one that says "given up" */
     uint64_t deadline;
-    uint32_t *refused; /* in shared memory: this block found bad ids */
+    uint32_t *refused; /* in shared memory: this block found bad ids; NULL: it looks at none */
 } epc_call;
 
 /* The first failure of a call is the one reported. */
@@ -214,7 +214,8 @@ static __device__ bool epc_grid_barrier(const epc_call *call)
     __shared__ uint32_t arrived; /* blocks below, blocks that refused above 16 bits */
     __syncthreads();
     if (threadIdx.x == 0) {
-        epc_count_in(&call->state->arrived, *call->refused ? 1u << 16 | 1 : 1);
+        bool refused = call->refused && *call->refused;
+        epc_count_in(&call->state->arrived, refused ? 1u << 16 | 1 : 1);
         do /* our own grid: always arrives */
             arrived = epc_load_gpu(&call->state->arrived);
         while ((arrived & 0xffff) < gridDim.x);

@@ -134,10 +134,12 @@ ep_status epc_outcome(const epc_flight *flight)
 
 /* ---------------------------------------------------------------- ends of calls */
 
-static void finish(epc_flight *flight)
+/* `status`: how the device ended it; when that failed, the report is an earlier call's. */
+static void finish(epc_flight *flight, ep_status status)
 {
     epc_buffer *b = flight->owner;
-    ep_status status = kernel_error(flight);
+    if (status == EP_OK)
+        status = kernel_error(flight);
     flight->finished = true;
     if (status != EP_OK && flight->status == EP_OK) {
         flight->status = status;
@@ -176,7 +178,7 @@ void epc_collect(epc_buffer *b)
             continue;
         }
         *at = flight->next;
-        finish(flight);
+        finish(flight, EP_OK);
         if (flight->has_event)
             continue;
         epi_gpu_event_destroy(flight->done);
@@ -264,7 +266,7 @@ static void give_up_second(epc_flight *flight)
              "%s (call %u): the ranks were brought in step before its rows were received",
              flight->call, flight->serial);
     unlink_flight(flight);
-    finish(flight);
+    finish(flight, EP_ERR_ABORTED);
 }
 
 ep_status epc_end_all(epc_buffer *b)
@@ -423,9 +425,7 @@ static ep_status end_flight(epc_flight *flight)
     if (!flight->finished) {
         ep_status status = epc_await_end(flight);
         unlink_flight(flight);
-        finish(flight);
-        if (status != EP_OK)
-            return status;
+        finish(flight, status);
     }
     return epc_outcome(flight);
 }
