@@ -27,7 +27,7 @@
 #define EPC_MAX_UNITS 256     /* groups of tokens that a dispatch counts separately */
 #define EPC_THREADS 1024      /* of every block of a normal-mode kernel, but for: */
 #define EPC_STREAM_WARPS 16   /* of a combine with a ring of each warp, */
-#define EPC_STREAM_PIECE 2048 /* bytes of a row that one of them adds at a time, */
+#define EPC_STREAM_PIECE 3584 /* bytes of a row that one of them adds at a time, */
 #define EPC_STREAM_SLOT (EPC_STREAM_PIECE + 24) /* and what one takes of shared memory */
 #define EPC_MAX_TOPK 256
 #define EPC_ALIGN 256 /* of every array in a region of rows */

@@ -148,14 +148,10 @@ template <int DTYPE>
 static __device__ __forceinline__ void epc_add_row(epc_sums<DTYPE> *sums, const uint8_t *row,
                                                    float weight)
 {
-    int4 word[EPC_STEPS];
 #pragma unroll
-    for (int s = 0; s < EPC_STEPS; s++) /* past the row's end lies what is not stored */
-        word[s] = ((const int4 *)row)[s * EPC_WARP + epc_lane()];
-#pragma unroll
-    for (int s = 0; s < EPC_STEPS; s++) {
+    for (int s = 0; s < EPC_STEPS; s++) { /* past the row's end lies what is not stored */
         float v[epc_vector<DTYPE>::count];
-        epc_unpack<DTYPE>(word[s], v);
+        epc_unpack<DTYPE>(((const int4 *)row)[s * EPC_WARP + epc_lane()], v);
 #pragma unroll
         for (int i = 0; i < epc_vector<DTYPE>::count; i++)
             sums->of[s][i] = fmaf(weight, v[i], sums->of[s][i]);
