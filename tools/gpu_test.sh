@@ -129,6 +129,7 @@ device() {
         line device "$path" "cuda_limits_test" "$build/bin/cuda_limits_test"
         line device "$path" "cuda_verify_test" "$build/bin/cuda_verify_test"
     done
+    line device "" "cuda_layout_test" "$build/bin/cuda_layout_test"
 }
 
 bench() { # bench PATH ARGUMENT...

@@ -210,6 +210,17 @@ EP_API ep_status ep_layout(const ep_tensor *topk_idx, int64_t num_experts,
                            int32_t *tokens_per_rank, int32_t *tokens_per_node,
                            int32_t *tokens_per_expert, uint8_t *token_in_rank);
 
+/**
+ * ep_layout() of ids on an accelerator, by one kernel in `stream`, without waiting for it.
+ * `expert_rank` and the outputs are memory of that device. Nobody can be told of an id or a rank
+ * out of range there: it counts nowhere, and the dispatch of such ids refuses them.
+ */
+EP_API ep_status ep_layout_on_stream(const ep_tensor *topk_idx, int64_t num_experts,
+                                     const int32_t *expert_rank, int32_t num_ranks,
+                                     int32_t ranks_per_node, int32_t *tokens_per_rank,
+                                     int32_t *tokens_per_node, int32_t *tokens_per_expert,
+                                     uint8_t *token_in_rank, void *stream);
+
 /* -------------------------------------------------------------- dispatch */
 
 /** Memory for results that shall outlive the window: called by the rank's own threads. */

@@ -5,6 +5,8 @@
 #include "device/module.h"
 #include "ep/event.h"
 
+#include <pthread.h>
+
 static ep_status shared_create(ep_group *group, size_t bytes, epi_window **window)
 {
     return group->transport->ops->window_create(group->transport, bytes, bytes, window);
@@ -27,6 +29,16 @@ static const epi_backend_services services = {
     .shared_destroy = shared_destroy,
 };
 
+/* Once: calls of other threads read the module's copy. */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void start_cuda(void)
+{
+    const epi_module *module;
+    if (epi_cuda_module(&module) == EP_OK)
+        ((const epi_backend_ops *)module->backend)->start(&services);
+}
+
 ep_status epi_backend_find(ep_device_type device, const epi_backend_ops **ops)
 {
     const epi_module *module;
@@ -36,7 +48,7 @@ ep_status epi_backend_find(ep_device_type device, const epi_backend_ops **ops)
                         (int)device);
     EPI_TRY(epi_cuda_module(&module));
     *ops = module->backend;
-    (*ops)->start(&services);
+    pthread_once(&once, start_cuda);
     return EP_OK;
 }
 

@@ -28,8 +28,21 @@ typedef struct epi_backend_services {
     void (*shared_destroy)(epi_window *window);
 } epi_backend_services;
 
+/* Of ep_layout_on_stream, checked. */
+typedef struct epi_layout_call {
+    const ep_tensor *topk_idx;
+    int64_t num_experts;
+    const int32_t *expert_rank;
+    int32_t num_ranks, ranks_per_node;
+    int32_t *per_rank, *per_node, *per_expert;
+    uint8_t *in_rank;
+    void *stream;
+} epi_layout_call;
+
 typedef struct epi_backend_ops {
     void (*start)(const epi_backend_services *services);
+
+    ep_status (*layout)(const epi_layout_call *call);
 
     /* Collective; sets buffer->device. The arguments are checked, the ranks agree on them. */
     ep_status (*create)(ep_buffer *buffer);

@@ -18,11 +18,12 @@ from entrepot._tensor import (
     kind_of,
     torch_module,
 )
+from entrepot.sizes import layout_on_stream
 
 from .config import Config
 from .handle import Handle, core_of
 from .low_latency import LowLatencyBuffer
-from .streams import DeviceLayout, Streams, default_kind, sm_share
+from .streams import Streams, default_kind, sm_share
 from .utils.event import EventHandle, EventOverlap
 
 Tensor = Any  # a torch tensor or a NumPy array
@@ -91,7 +92,6 @@ class Buffer(LowLatencyBuffer):
         self._buffers: Dict[Tuple[int, int], entrepot.Buffer] = {}
         self._streams = Streams()
         self._sm_share: Dict[int, int] = {}
-        self._layouts: Dict[Tuple[Kind, int], DeviceLayout] = {}
         self._destroyed = False
         self._init_low_latency()
         self._buffer_of(default_kind())
@@ -263,17 +263,11 @@ class Buffer(LowLatencyBuffer):
             in_rank = counts.token_in_rank
         else:
             with order.submitting():
-                per_rank, per_expert, in_rank = self._layout_of(kind, num_experts)(topk_idx)
+                per_rank, per_expert, in_rank = layout_on_stream(
+                    topk_idx, num_experts, self.group_size, order.stream
+                )
         event = order.done((topk_idx,), (per_rank, per_expert, in_rank))
         return per_rank, None, per_expert, in_rank, event
-
-    def _layout_of(self, kind: Kind, num_experts: int) -> DeviceLayout:
-        layout = self._layouts.get((kind, num_experts))
-        if layout is None:
-            device = torch_module().device("cuda", kind.device_index)
-            layout = DeviceLayout(num_experts, self.group_size, device)
-            self._layouts[kind, num_experts] = layout
-        return layout
 
     # ------------------------------------------------------------- dispatch
 

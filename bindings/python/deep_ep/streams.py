@@ -154,32 +154,6 @@ class CudaOrder:
         return EventOverlap(EventHandle._of_stream(self._launch), tuple(tensors))
 
 
-class DeviceLayout:
-    """Where tokens of a device go, counted by torch without waiting for it, in few launches."""
-
-    def __init__(self, num_experts: int, num_ranks: int, device: Any):
-        torch = torch_module()
-        self._num_experts, self._num_ranks = num_experts, num_ranks
-        # Ids are moved up by one: column 0 is that of "no expert", and cut off in the end.
-        shifted = torch.arange(num_experts + 1, device=device)
-        local = num_experts // num_ranks
-        self._column = (shifted + (local - 1)) // local
-        self._one = torch.ones(1, dtype=torch.int32, device=device)
-
-    def __call__(self, topk_idx: Any) -> Tuple[Any, Any, Any]:
-        """Tokens per rank and per expert, and membership."""
-        torch = torch_module()
-        tokens, experts, columns = topk_idx.shape[0], self._num_experts + 1, self._num_ranks + 1
-        ids = topk_idx.long() + 1
-        zeros = torch.zeros(4 * experts + tokens * columns, dtype=torch.uint8, device=ids.device)
-        per_expert = zeros[: 4 * experts].view(torch.int32)
-        per_expert.scatter_add_(0, ids.flatten(), self._one.expand(ids.numel()))
-        in_rank = zeros[4 * experts :].view(torch.bool).view(tokens, columns)
-        in_rank.scatter_(1, torch.take(self._column, ids), True)
-        in_rank = in_rank[:, 1:].contiguous()
-        return in_rank.sum(dim=0, dtype=torch.int32), per_expert[1:], in_rank
-
-
 def default_kind() -> Kind:
     """Where calls run unless their tensors say otherwise: the current GPU where torch uses CUDA
     and the library's CUDA module is there, else the CPU. EP_DEVICE=cpu says CPU."""

@@ -496,6 +496,11 @@ FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
         c_int,
         (_TENSOR, c_int64, c_void_p, c_int32, c_int32, c_void_p, c_void_p, c_void_p, c_void_p),
     ),
+    "ep_layout_on_stream": (
+        c_int,
+        (_TENSOR, c_int64, c_void_p, c_int32, c_int32)
+        + (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    ),
     "ep_dispatch": (c_int, (c_void_p, POINTER(DispatchArgs), POINTER(Recv), _EVENT)),
     "ep_recv_release": (None, (POINTER(Recv),)),
     "ep_handle_query": (c_int, (c_void_p, POINTER(HandleInfo))),

@@ -2,12 +2,25 @@
 """Local computations: where tokens go, and how much memory calls need."""
 
 from ctypes import byref
-from typing import Any, List, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 from . import _abi
 from ._args import SCALES, choose, expert_ranks
-from ._lib import check, lib
-from ._tensor import I32, U8, Described, describe, dtype_code, empty, fill, kind_of
+from ._lib import check, lib, raise_status
+from ._tensor import (
+    CUDA,
+    I32,
+    U8,
+    Described,
+    current_stream,
+    describe,
+    dtype_code,
+    empty,
+    fill,
+    kind_of,
+    put_torch,
+    torch_module,
+)
 
 
 class Layout(NamedTuple):
@@ -25,17 +38,20 @@ def layout(
     expert_rank: Any = None,
     ranks_per_node: Optional[int] = None,
 ) -> Layout:
-    """Counts where this rank's tokens go. Host memory only.
+    """Counts where this rank's tokens go.
 
     Args:
-        topk_idx: [T, K] int32 or int64; -1: no expert.
+        topk_idx: [T, K] int32 or int64; -1: no expert. Of a torch tensor on a GPU it is counted
+            there, in the order of torch's current stream.
         num_experts: E.
         num_ranks: R.
         expert_rank: [E] rank of each expert; None: equal blocks.
         ranks_per_node: consecutive ranks of one node; None: all.
     """
-    described = describe(topk_idx, "topk_idx")
     kind = kind_of(topk_idx)
+    if kind.device == CUDA and kind.torch:
+        return _on_current_stream(topk_idx, num_experts, num_ranks, expert_rank, ranks_per_node)
+    described = describe(topk_idx, "topk_idx")
     keep: List[Any] = []
     table = None if expert_rank is None else expert_ranks(expert_rank, num_experts, keep)
     per_node = num_ranks if ranks_per_node is None else ranks_per_node
@@ -51,6 +67,63 @@ def layout(
     )
     out[3] = out[3].view(_bool_like(out[3]))
     return Layout(*out)
+
+
+def _on_current_stream(
+    topk_idx: Any,
+    num_experts: int,
+    num_ranks: int,
+    expert_rank: Any,
+    ranks_per_node: Optional[int],
+) -> Layout:
+    torch, table = torch_module(), None
+    if expert_rank is not None:
+        keep: List[Any] = []
+        expert_ranks(expert_rank, num_experts, keep)
+        table = torch.from_numpy(keep[0]).to(topk_idx.device)
+    per_node = num_ranks if ranks_per_node is None else ranks_per_node
+    nodes = topk_idx.new_empty(num_ranks // per_node if per_node > 0 else 0, dtype=torch.int32)
+    stream = current_stream(topk_idx.get_device())
+    ranks, experts, members = layout_on_stream(
+        topk_idx, num_experts, num_ranks, stream, table, per_node, nodes
+    )
+    return Layout(ranks, nodes, experts, members)
+
+
+def layout_on_stream(
+    topk_idx: Any,
+    num_experts: int,
+    num_ranks: int,
+    stream: Optional[int],
+    table: Any = None,
+    ranks_per_node: int = 1,
+    nodes: Any = None,
+) -> Tuple[Any, Any, Any]:
+    """Tokens per rank and per expert, and membership, of a torch tensor on a GPU, counted in the
+    order of a stream; also tokens per node, into `nodes`. `table`: expert_rank there."""
+    torch = torch_module()
+    ids = _abi.Tensor()
+    if not put_torch(ids, 0, topk_idx):
+        fill(ids, 0, describe(topk_idx, "topk_idx"))
+    int32 = torch.int32
+    ranks = topk_idx.new_empty(num_ranks, dtype=int32)
+    experts = topk_idx.new_empty(num_experts, dtype=int32)
+    members = topk_idx.new_empty((topk_idx.shape[0], num_ranks), dtype=torch.bool)
+    status = lib.ep_layout_on_stream(
+        ids,
+        num_experts,
+        None if table is None else table.data_ptr(),
+        num_ranks,
+        ranks_per_node,
+        ranks.data_ptr(),
+        None if nodes is None else nodes.data_ptr(),
+        experts.data_ptr(),
+        members.data_ptr(),
+        stream,
+    )
+    if status:
+        raise_status(status)
+    return ranks, experts, members
 
 
 def _address(array: Any) -> int:

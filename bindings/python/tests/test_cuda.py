@@ -298,3 +298,30 @@ def _late(group, world):
 
 def test_cuda_late_rank_is_named(processes):
     processes(2, _late, World(2, 24, 256, 2, 8))
+
+
+# ----------------------------------------------------------------- layout
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("tokens", [0, 1, 37, 4096])
+@pytest.mark.parametrize("table", [False, True])
+def test_cuda_layout(tokens, dtype, table):
+    """Tokens on a GPU are counted there as those of the host are."""
+    import torch
+
+    world = World(3, tokens, 8, 4, 12, drop=0.3)
+    idx = world.idx[0].astype(dtype)
+    ranks = np.arange(world.experts)[::-1] % 3 if table else None
+    want = entrepot.layout(idx, world.experts, 3, expert_rank=ranks, ranks_per_node=1)
+    for at in (None, torch.cuda.Stream()):
+        with torch.cuda.stream(at):
+            got = entrepot.layout(
+                cuda.to(idx), world.experts, 3, expert_rank=ranks, ranks_per_node=1
+            )
+            for counted, expected in zip(got, want):
+                assert counted.is_cuda and counted.is_contiguous()
+                np.testing.assert_array_equal(counted.cpu().numpy(), expected)
+                assert counted.cpu().numpy().dtype == expected.dtype
+    with pytest.raises(entrepot.ArgumentError, match="must be a multiple of the 7 ranks"):
+        entrepot.layout(cuda.to(idx), world.experts, 7)

@@ -7,7 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
-from arrays import ALL, needs_torch
+from arrays import ALL
 from reference import World, bfloat16, calc_diff, dequantise, quantise
 
 import deep_ep
@@ -446,22 +446,3 @@ def test_config():
         deep_ep.Buffer.set_num_sms(20)
     with pytest.raises(AssertionError):
         deep_ep.Buffer.set_num_sms(7)
-
-
-@needs_torch
-@pytest.mark.parametrize("dtype", [np.int64, np.int32])
-@pytest.mark.parametrize("tokens", [0, 1, 37])
-def test_layout_by_torch(tokens, dtype):
-    """How tokens on a GPU are counted, on CPU tensors."""
-    import torch
-
-    from deep_ep.streams import DeviceLayout
-
-    world = World(3, tokens, 8, 4, 12, drop=0.3)
-    idx = world.idx[0].astype(dtype)
-    want = entrepot.layout(idx, world.experts, 3)
-    counted = DeviceLayout(world.experts, 3, "cpu")(torch.from_numpy(idx))
-    for got, expected in zip(counted, (want[0], want[2], want[3])):
-        assert got.is_contiguous()
-        np.testing.assert_array_equal(got.numpy(), expected)
-        assert got.numpy().dtype == expected.dtype

@@ -44,6 +44,7 @@ static ep_status check_device(epc_buffer *b)
 static ep_status load_kernels(epc_buffer *b)
 {
     EPI_TRY(epi_gpu_check(epc_verify_prepare(), "cudaFuncGetAttributes"));
+    EPI_TRY(epi_gpu_check(epc_layout_prepare(), "cudaFuncGetAttributes"));
     EPI_TRY(epi_gpu_check(epc_ll_prepare(b->gpu.max_shared - 11 * 1024), "cudaFuncSetAttribute"));
     EPI_TRY(epi_gpu_check(epc_dispatch_prepare(b->gpu.max_shared - 2048), "cudaFuncSetAttribute"));
     return epi_gpu_check(epc_combine_prepare(b->gpu.max_shared - 11 * 1024),
@@ -309,8 +310,37 @@ static ep_status align(ep_buffer *buffer)
     ON_DEVICE(epc_align(epc_of(buffer)));
 }
 
+static ep_status launch_layout(const epi_layout_call *call)
+{
+    const ep_tensor *ids = call->topk_idx;
+    const epc_layout_params p = {.ids = ids->data,
+                                 .tokens = ids->shape[0],
+                                 .stride = ids->stride[0],
+                                 .topk = (int32_t)ids->shape[1],
+                                 .wide = ids->dtype == EP_I64,
+                                 .num_experts = (int32_t)call->num_experts,
+                                 .num_ranks = call->num_ranks,
+                                 .ranks_per_node = call->ranks_per_node,
+                                 .expert_rank = call->expert_rank,
+                                 .per_rank = call->per_rank,
+                                 .per_node = call->per_node,
+                                 .per_expert = call->per_expert,
+                                 .in_rank = call->in_rank};
+    return epi_gpu_check(epc_layout_launch(&p, call->stream), "cudaLaunchKernel");
+}
+
+static ep_status layout(const epi_layout_call *call)
+{
+    int before;
+    EPI_TRY(epi_gpu_enter(call->topk_idx->device_index, &before));
+    ep_status status = launch_layout(call);
+    epi_gpu_leave(before);
+    return status;
+}
+
 static const epi_backend_ops ops = {
     .start = start,
+    .layout = layout,
     .create = create,
     .destroy = destroy,
     .alloc = alloc,

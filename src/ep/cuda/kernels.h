@@ -39,6 +39,19 @@ size_t epc_ll_recv_shared(int ranks, int num_local, int words);
 int epc_ll_prepare(int max_shared);
 int epc_ll_launch(int which, const epc_ll_params *params, int blocks, size_t shared, void *stream);
 
+/* Where the tokens of a batch go; see ep_layout_on_stream. */
+typedef struct epc_layout_params {
+    const void *ids;
+    int64_t tokens, stride; /* of the ids, in elements */
+    int32_t topk, wide;     /* ids a token; whether they are of 8 bytes */
+    int32_t num_experts, num_ranks, ranks_per_node;
+    const int32_t *expert_rank;
+    int32_t *per_rank, *per_node, *per_expert;
+    uint8_t *in_rank;
+} epc_layout_params;
+int epc_layout_prepare(void);
+int epc_layout_launch(const epc_layout_params *params, void *stream);
+
 #ifdef __cplusplus
 }
 #endif
