@@ -88,6 +88,47 @@ def test_lost_ranks_are_left_out(processes, hook, arrays):
     assert answers == ["stayed", "gone", "stayed"]
 
 
+def _refused(group, world, hook, arrays):
+    """Rank 1's arguments are wrong in one call: it is not lost, and nobody takes it for that."""
+    rank = group.rank
+    buffer = deep_ep.Buffer(group, low_latency_mode=True, enable_shrink=True)
+    _layer(buffer, world, rank, hook, [], arrays)
+    x, idx, weights = (arrays.to(a[rank]) for a in (world.x, world.idx, world.weights))
+    bad = np.array(world.idx[rank])
+    bad[0, 0] = 5000
+    expected = entrepot.ArgumentError if rank == 1 else entrepot.AbortedError
+
+    def dispatch(ids, max_tokens=16):
+        got = buffer.low_latency_dispatch(
+            x, ids, max_tokens, world.experts, use_fp8=False, return_recv_hook=hook
+        )
+        if hook:
+            got[4]()
+        return got
+
+    for ids, most in ((arrays.to(bad), 16), (idx, 1)):  # a device finds the first, the host both
+        with pytest.raises(expected, match="" if rank == 1 else "rank 1 gave up: "):
+            dispatch(ids if rank == 1 else idx, most if rank == 1 else 16)
+        assert _masked(buffer, group.size, arrays) == []
+    recv, _, handle, _, _ = dispatch(idx)
+    with pytest.raises(expected, match="topk_weights" if rank == 1 else "rank 1 gave up: "):
+        few = weights[:, :1] if rank == 1 else weights
+        _, _, receive = buffer.low_latency_combine(recv, idx, few, handle, return_recv_hook=hook)
+        if hook:
+            receive()
+    for _ in range(2):
+        _layer(buffer, world, rank, hook, [], arrays)
+    return _masked(buffer, group.size, arrays)
+
+
+@needs_cuda
+@pytest.mark.parametrize("hook", [False, True])
+def test_cuda_ranks_that_refuse_are_not_lost(processes, hook):
+    """On a GPU, whose ranks count on alike after a call that failed on all of them."""
+    world = World(3, 10, 256, 2, 6)
+    assert processes(3, _refused, world, hook, CudaTensors()) == [[], [], []]
+
+
 def _by_hand(group, world, arrays):
     """The caller masks a rank that still lives, goes on without it, and takes it in again."""
     rank = group.rank

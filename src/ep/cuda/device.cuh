@@ -3,6 +3,7 @@
 #ifndef EPI_EP_CUDA_DEVICE_CUH
 #define EPI_EP_CUDA_DEVICE_CUH
 
+#include "entrepot/status.h"
 #include "ep/cuda/shared.h"
 
 #include <cuda_runtime.h>
@@ -128,7 +129,8 @@ typedef struct epc_call {
     const epc_comm *comm;
     epc_state *state;
     uint32_t epoch;
-    int abort_flag; /* of the sources' flags, the one that says "given up" */
+    int abort_flag;    /* of the sources' flags, the one that says "given up" */
+    uint32_t rejected; /* status with which the host refused the call, low latency only */
     uint64_t deadline;
     uint32_t *refused; /* in shared memory: this block found bad ids; NULL: it looks at none */
 } epc_call;
@@ -148,6 +150,14 @@ static __device__ __noinline__ void epc_fail_call(epc_state *state, uint32_t fai
     __threadfence();
 }
 
+/* The source has given the call up, or gone on without us: then it left no word of why. */
+static __device__ __noinline__ void epc_fail_with(const epc_call *call, int source)
+{
+    const uint32_t *flag = epc_flag_at(call->comm, call->comm->rank, source, call->abort_flag);
+    uint32_t why = epc_load_flag(flag) == call->epoch ? epc_load_flag(flag + EPC_WHY) : 0;
+    epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)source, why, 0, 0, 0);
+}
+
 /* Looked at now and then while waiting for `source`: false ends the wait. */
 static __device__ __noinline__ bool epc_may_wait(const epc_call *call, int source)
 {
@@ -155,7 +165,7 @@ static __device__ __noinline__ bool epc_may_wait(const epc_call *call, int sourc
         return false;
     if (epc_load_flag(epc_flag_at(call->comm, call->comm->rank, source, call->abort_flag)) ==
         call->epoch) {
-        epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)source, 0, 0, 0, 0);
+        epc_fail_with(call, source);
         return false;
     }
     if (epc_now_ns() < call->deadline)
@@ -177,7 +187,7 @@ static __device__ bool epc_wait_word(const epc_call *call, int source, const uin
             return true;
         }
         if (epoch && epc_reached(epoch, call->epoch)) { /* the source has gone on without us */
-            epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)source, 0, 0, 0, 0);
+            epc_fail_with(call, source);
             return false;
         }
         if (spins % 256 == 0 && !epc_may_wait(call, source))
@@ -273,11 +283,36 @@ static __device__ bool epc_is_last_to_add(uint32_t *counter)
     return last;
 }
 
+/* Why this rank gives a call up: what it found, or what it heard of another. */
+static __device__ __noinline__ uint32_t epc_why(const epc_call *call)
+{
+    switch (epc_load_gpu(&call->state->fail)) {
+    case EPC_FAIL_TIMEOUT:
+        return EP_ERR_TIMEOUT;
+    case EPC_FAIL_ABORTED:
+        return epc_load_gpu(&call->state->detail[1]);
+    case EPC_FAIL_MISMATCH:
+        return EP_ERR_MISMATCH;
+    case EPC_FAIL_ID:
+        return EP_ERR_ARGUMENT;
+    case EPC_FAIL_DUPLICATE:
+    case EPC_FAIL_CORRUPT:
+        return EP_ERR_CORRUPT;
+    case EPC_FAIL_REFUSED:
+        return call->rejected;
+    default:
+        return EP_ERR_CAPACITY;
+    }
+}
+
 /* One thread a rank: tells rank r that this one is done with `flag`, or gave the call up. */
 static __device__ void epc_raise(const epc_call *call, int r, int flag, bool gave_up)
 {
-    if (gave_up)
-        epc_store_flag(epc_flag_at(call->comm, r, call->comm->rank, call->abort_flag), call->epoch);
+    if (gave_up) {
+        uint32_t *abort = epc_flag_at(call->comm, r, call->comm->rank, call->abort_flag);
+        epc_store_flag(abort + EPC_WHY, epc_why(call));
+        epc_store_flag(abort, call->epoch);
+    }
     epc_store_flag(epc_flag_at(call->comm, r, call->comm->rank, flag), call->epoch);
 }
 
@@ -296,7 +331,7 @@ static __device__ void epc_await_peer(const epc_call *call, int r, int flag)
     /* Done and given up at once: what it should have written may be missing. */
     if (epc_load_flag(epc_flag_at(call->comm, call->comm->rank, r, call->abort_flag)) ==
         call->epoch)
-        epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)r, 0, 0, 0, 0);
+        epc_fail_with(call, r);
 }
 
 /*

@@ -19,6 +19,7 @@ static __device__ epc_call epc_begin_call(const epc_comm *comm, int64_t timeout_
     call.comm = comm;
     call.state = comm->state;
     call.epoch = comm->state->epoch + 1;
+    call.rejected = 0;
     call.abort_flag = EPC_FLAG_ABORT;
     call.deadline = epc_now_ns() + (uint64_t)timeout_ns;
     call.refused = NULL;

@@ -37,6 +37,7 @@ static __device__ epc_call epc_begin_ll(const epc_ll_params *p, uint32_t epoch, 
     call.comm = &p->comm;
     call.state = p->comm.state;
     call.epoch = epoch;
+    call.rejected = (uint32_t)p->refused;
     call.abort_flag = EPC_FLAG_LL + p->slot * EPC_LL_FLAGS + abort_flag;
     call.deadline = epc_now_ns() + (uint64_t)p->timeout_ns;
     return call;

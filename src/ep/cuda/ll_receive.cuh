@@ -166,7 +166,7 @@ static __device__ bool epc_await_rows(const epc_ll_params *p, const epc_call *ca
         if (epc_load_flag(epc_flag_at(&p->comm, p->comm.rank, r, call->abort_flag)) ==
             call->epoch) {
             ok = false;
-            epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)r, 0, 0, 0, 0);
+            epc_fail_with(call, r);
         }
     }
     return __syncthreads_and(ok);

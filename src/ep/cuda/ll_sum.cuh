@@ -88,7 +88,7 @@ static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call
         const uint32_t *f = field[r];
         ok = f[EPC_Y_ENCODED] == (uint32_t)p->encode;
         if (f[EPC_Y_ENCODED] == EPC_Y_FAILED) {
-            epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)r, 0, 0, 0, 0);
+            epc_fail_with(call, r);
         } else if (!ok) {
             epc_fail_call(call->state, EPC_FAIL_MISMATCH, EPC_AGREED, (uint32_t)p->comm.rank,
                           (uint32_t)r, (uint32_t)p->encode, f[EPC_Y_ENCODED]);

@@ -316,12 +316,12 @@ void epc_ll_recv_release(void *memory)
 /* ---------------------------------------------------------------- refusals */
 
 /* Both halves of a call that moves nothing and tells the others to stop waiting. */
-static ep_status launch_refusal(epc_buffer *b, epc_flight *flight, bool combine)
+static ep_status launch_refusal(epc_buffer *b, epc_flight *flight, bool combine, ep_status why)
 {
     epc_ll_params p;
     int slot = (int)((combine ? b->ll->calls - 1 : b->ll->calls) & 1);
     describe_shape(b, b->ll, slot, flight, &p);
-    p.refused = 1;
+    p.refused = (int32_t)why;
     int kernel = combine ? EPC_LL_COMBINE_BOTH : EPC_LL_DISPATCH;
     size_t shared = epc_ll_recv_shared(b->num_ranks, p.num_local, p.words);
     return start_kernel(kernel, &p, 1, combine ? 0 : shared, flight->stream);
@@ -336,7 +336,7 @@ ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status)
         return status;
     }
     EPI_TRY(epc_begin(b, "a refused call", b->stream, NULL, &flight));
-    ep_status launched = launch_refusal(b, flight, combine);
+    ep_status launched = launch_refusal(b, flight, combine, status);
     if (launched != EP_OK) {
         epc_cancel(flight);
         return launched;

@@ -75,10 +75,14 @@ enum epc_field {
 };
 #define EPC_HEADER_WORDS 32
 
+#define EPC_WHY 2 /* so far behind the epoch of a call that was given up stands its status, or 0 \
+                   */
+
 /* Each source's flags in each window fill a line that only it writes. */
 enum epc_flag {
-    EPC_FLAG_DONE,   /* epoch of the source's last finished normal call */
-    EPC_FLAG_ABORT,  /* epoch of the last normal call it gave up */
+    EPC_FLAG_DONE,  /* epoch of the source's last finished normal call */
+    EPC_FLAG_ABORT, /* epoch of the last normal call it gave up */
+    EPC_FLAG_WHY = EPC_FLAG_ABORT + EPC_WHY,
     EPC_FLAG_LL = 4, /* low latency, EPC_LL_FLAGS for each of two results */
     EPC_NUM_FLAGS = 32
 };
@@ -89,6 +93,8 @@ enum epc_ll_flag {
     EPC_LL_READ,
     EPC_LL_ABORT,   /* dispatch */
     EPC_LL_ABORT_Y, /* combine */
+    EPC_LL_WHY = EPC_LL_ABORT + EPC_WHY,
+    EPC_LL_WHY_Y,
     EPC_LL_FLAGS = 8
 };
 
@@ -391,7 +397,7 @@ typedef struct epc_ll_params {
     epc_report *report;
     uint32_t serial;
     int64_t timeout_ns;
-    int32_t refused; /* this rank only tells the others that it does not take part */
+    int32_t refused; /* status with which this rank tells the others that it takes no part, or 0 */
     int32_t slot, hidden, topk, num_experts, num_local, num_tokens;
     int32_t max_tokens, words; /* M, and 32-bit words of a bitmap of M bits */
     int32_t expert_rows;       /* S */
