@@ -56,8 +56,8 @@ def median_us(call, iterations):
     return statistics.median(samples) / 1e3
 
 
-def c_dispatch(buffer, x, idx, weights, iterations):
-    args = _abi.DispatchArgs(num_experts=EXPERTS)
+def c_dispatch(buffer, x, idx, weights, num_sms, iterations):
+    args = _abi.DispatchArgs(num_experts=EXPERTS, num_sms=num_sms)
     for name, tensor in (("x", x), ("topk_idx", idx), ("topk_weights", weights)):
         fill(args, getattr(_abi.DispatchArgs, name).offset, describe(tensor))
     recv = _abi.Recv()
@@ -73,9 +73,9 @@ def c_dispatch(buffer, x, idx, weights, iterations):
     return statistics.median(samples) / 1e3
 
 
-def c_combine(buffer, y, handle, iterations):
+def c_combine(buffer, y, handle, num_sms, iterations):
     out = empty((TOKENS, HIDDEN), dtype_code(y.dtype), kind_of(y))
-    args = _abi.CombineArgs(handle=handle.pointer)
+    args = _abi.CombineArgs(handle=handle.pointer, num_sms=num_sms)
     fill(args, _abi.CombineArgs.y.offset, describe(y))
     fill(args, _abi.CombineArgs.out.offset, describe(out))
     pointer, passed = buffer.pointer, ctypes.byref(args)
@@ -119,9 +119,15 @@ def measure(to, iterations):
     low = entrepot.Buffer(group, device=device)
     drop_in = deep_ep.Buffer(group)
     enter = median_us(lib.ep_version, iterations)
-    dispatch = c_dispatch(buffer, tx, tidx, tweights, iterations) - enter
     received = buffer.dispatch(tx, tidx, tweights, num_experts=EXPERTS)
-    combine = c_combine(buffer, received.x, received.handle, iterations) - enter
+    # deep_ep asks for as many SMs as its class says, entrepot for all.
+    sms = deep_ep.Buffer.num_sms if device == "cuda" else 0
+    dispatch, dispatch_few = (
+        c_dispatch(buffer, tx, tidx, tweights, n, iterations) - enter for n in (0, sms)
+    )
+    combine, combine_few = (
+        c_combine(buffer, received.x, received.handle, n, iterations) - enter for n in (0, sms)
+    )
     narrow = to(x.astype(bfloat16))
     ll_dispatch, ll_combine = c_low_latency(low, narrow, tidx, tweights, iterations)
     _, _, per_expert, in_rank, _ = drop_in.get_dispatch_layout(tidx, EXPERTS)
@@ -145,11 +151,11 @@ def measure(to, iterations):
         "entrepot dispatch": (dispatch, with_arrays),
         "entrepot combine": (combine, lambda: buffer.combine(ours.x, ours.handle)),
         "deep_ep dispatch": (
-            dispatch,
+            dispatch_few,
             lambda: drop_in.dispatch(tx, topk_idx=tidx, topk_weights=tweights, **layout),
         ),
         "deep_ep cached dispatch": (None, lambda: drop_in.dispatch(tx, got[4])),
-        "deep_ep combine": (combine, lambda: drop_in.combine(got[0], got[4])),
+        "deep_ep combine": (combine_few, lambda: drop_in.combine(got[0], got[4])),
         "deep_ep low-latency combine": (ll_combine - enter, bring),
         "deep_ep low-latency dispatch": (ll_dispatch - enter, decode),
         "deep_ep get_dispatch_layout": (None, lambda: drop_in.get_dispatch_layout(tidx, EXPERTS)),

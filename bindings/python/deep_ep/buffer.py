@@ -319,7 +319,7 @@ class Buffer(LowLatencyBuffer):
         x, scales = x if isinstance(x, tuple) else (x, None)
         kind = kind_of(x)
         order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
-        spread, one_scale = _spread(scales, x.shape[1])
+        spread, one_scale = (None, False) if scales is None else _spread(scales, x.shape[1])
         num_sms = self._sms(kind, config)
         buffer = self._buffer_of(kind)
         in_background = async_finish and kind.device == CPU
@@ -334,9 +334,10 @@ class Buffer(LowLatencyBuffer):
                 previous=order.previous,
                 stream=order.stream,
                 num_sms=num_sms,
+                kind=kind,
             )
             got = call.wait_counts() if in_background else call
-            rows = _rows_of(got, scales, one_scale)
+            rows = got.x if scales is None else (got.x, _scales_of(got, one_scale))
             event = order.done((x, scales), (), call if in_background else None)
             return rows, None, None, None, None, event
         if num_tokens_per_expert is None:
@@ -358,16 +359,19 @@ class Buffer(LowLatencyBuffer):
             previous=order.previous,
             stream=order.stream,
             num_sms=num_sms,
+            kind=kind,
         )
         got = call.wait_counts() if in_background else call
-        rows = _rows_of(got, scales, one_scale)
+        rows, recv_idx, recv_weights = got.main_tensors()
+        if scales is not None:
+            rows = (rows, _scales_of(got, one_scale))
         unfinished = call if in_background else None
         new_handle = Handle(got.handle, self.rank, kind, is_token_in_rank, unfinished)
         event = order.done((x, scales, topk_idx, topk_weights), (), unfinished)
         if counts is not None:
             return rows, None, None, counts, new_handle, event
         counts = [] if num_worst_tokens else got.tokens_per_expert
-        return rows, got.topk_idx, got.topk_weights, counts, new_handle, event
+        return rows, recv_idx, recv_weights, counts, new_handle, event
 
     def _route_by_rank(
         self, in_rank: Any, per_expert: Any, alignment: int, num_worst_tokens: int
@@ -435,17 +439,15 @@ class Buffer(LowLatencyBuffer):
                 previous=order.previous,
                 stream=order.stream,
                 num_sms=self._sms(kind, config),
+                kind=kind,
             )
         outputs = call.outputs() if in_background else call
         event = order.done((x, topk_weights, *biases), outputs, call if in_background else None)
         return (*outputs, event)
 
 
-def _rows_of(got: entrepot.Received, scales: Any, one_scale: bool) -> Any:
-    """recv_x, with its scales if the input had them."""
-    if scales is None:
-        return got.x
-    return got.x, got.scales[:, :1] if one_scale else got.scales
+def _scales_of(got: entrepot.Received, one_scale: bool) -> Any:
+    return got.scales[:, :1] if one_scale else got.scales
 
 
 _TOPK = 8  # ids of a token that size hints have room for
@@ -472,8 +474,6 @@ def _width_of(dtype: Any) -> int:
 
 def _spread(scales: Any, hidden: int) -> Tuple[Any, bool]:
     """One scale a row is passed on as if there were one for every block; no memory is made."""
-    if scales is None:
-        return None, False
     block = 512 if dtype_code(scales.dtype) == I32 else 128
     columns = -(-hidden // block)
     if scales.shape[1] != 1 or columns == 1:

@@ -18,6 +18,9 @@ _NAMES = (
 )
 
 
+_new = tuple.__new__
+
+
 class Handle(tuple):
     """What a dispatch settled, for combine, cached dispatch and backward.
 
@@ -30,7 +33,7 @@ class Handle(tuple):
     _rank: int
     _kind: Kind
     _made: Dict[int, Any]
-    _call: Optional[entrepot.Event]
+    _call: Optional[entrepot.Event] = None
 
     def __new__(
         cls,
@@ -40,12 +43,13 @@ class Handle(tuple):
         is_token_in_rank: Any = None,
         call: Optional[entrepot.Event] = None,
     ) -> "Handle":
-        handle = super().__new__(cls, _NAMES)
+        handle = _new(cls, _NAMES)
         handle.core = core
         handle._rank = rank
         handle._kind = kind
         handle._made = {} if is_token_in_rank is None else {4: is_token_in_rank}
-        handle._call = call
+        if call is not None:
+            handle._call = call
         return handle
 
     def __getitem__(self, index: Any) -> Any:

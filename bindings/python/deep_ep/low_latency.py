@@ -24,7 +24,7 @@ class LowLatencyHandle(tuple):
     _shown: LlReceived
 
     def __new__(cls, received: LlReceived, *elements: Any) -> "LowLatencyHandle":
-        handle = super().__new__(cls, ("src_info", "layout_range", *elements))
+        handle = tuple.__new__(cls, ("src_info", "layout_range", *elements))
         handle.received = handle._shown = received
         return handle
 
@@ -59,8 +59,9 @@ class LowLatencyBuffer:
     _buffer_of: Callable[[Any], entrepot.Buffer]
 
     def _init_low_latency(self) -> None:
-        # Results whose memory is in use, and calls on them whose receiving is still due.
-        self._alive: Deque[Tuple[LlReceived, List[entrepot.Event]]] = deque()
+        # Results whose memory is in use, None of a call that failed, and calls on them whose
+        # receiving is still due.
+        self._alive: Deque[Tuple[Optional[LlReceived], List[entrepot.Event]]] = deque()
         self._shape: Any = None
         self._local: Dict[Any, Any] = {}
 
@@ -139,19 +140,24 @@ class LowLatencyBuffer:
 
         def submit(completion: str) -> Any:
             self._make_room(shape, order)
-            call = self._buffer_of(kind)._ll_dispatch(
-                x,
-                topk_idx,
-                completion,
-                max_tokens=num_max_dispatch_tokens_per_rank,
-                num_experts=num_experts,
-                wire="fp8" if use_fp8 else "bf16",
-                scale="ue8m0" if use_ue8m0 else "pow2" if round_scale else "f32",
-                scales_by_column=True,
-                expert_tokens=cumulative_local_expert_recv_stats,
-                wait_cost=dispatch_wait_recv_cost_stats,
-                stream=order.stream,
-            )
+            try:
+                call = self._buffer_of(kind)._ll_dispatch(
+                    x,
+                    topk_idx,
+                    completion,
+                    max_tokens=num_max_dispatch_tokens_per_rank,
+                    num_experts=num_experts,
+                    wire="fp8" if use_fp8 else "bf16",
+                    scale="ue8m0" if use_ue8m0 else "pow2" if round_scale else "f32",
+                    scales_by_column=True,
+                    expert_tokens=cumulative_local_expert_recv_stats,
+                    wait_cost=dispatch_wait_recv_cost_stats,
+                    stream=order.stream,
+                    kind=kind,
+                )
+            except entrepot.Error:
+                self._alive.append((None, []))  # it has used memory up like any other call
+                raise
             result = call.outputs() if isinstance(call, entrepot.Event) else call
             self._alive.append((result, [call] if call is not result else []))
             return call
@@ -192,7 +198,8 @@ class LowLatencyBuffer:
                     if not self.enable_shrink:
                         raise
             due.clear()
-            received.retire()
+            if received is not None:
+                received.retire()
 
     def low_latency_combine(
         self,
@@ -242,6 +249,7 @@ class LowLatencyBuffer:
                 out=target,
                 wait_cost=combine_wait_recv_cost_stats,
                 stream=order.stream,
+                kind=kind,
             )
             for alive, events in self._alive:
                 if alive is received:
@@ -271,6 +279,8 @@ class LowLatencyBuffer:
         whose receiving waits for its event; on CUDA it is ordered by its stream, unless losses
         are to be seen: then the host waits, and there too."""
         order.watched = self.enable_shrink and not order.capturing()
+        if not (hook or async_finish or self.enable_shrink):
+            return submit("now"), None
         deferred = hook or (async_finish and (not order.on_device or order.watched))
         if deferred:
             call = self._survive(lambda: submit("hook"))

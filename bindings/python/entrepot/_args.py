@@ -6,7 +6,7 @@ from typing import Any, Dict, List, Tuple
 import numpy as np
 
 from . import _abi
-from ._tensor import I32, UE8M0X4, Described, Kind, describe, fill, put_torch, row_major
+from ._tensor import I32, UE8M0X4, Described, Kind, describe, fill, row_major
 
 SCALES = {"f32": 0, "pow2": 1, "ue8m0": 2}
 
@@ -17,17 +17,6 @@ def choose(table: Dict[str, int], name: str, value: str) -> int:
     if code is None:
         raise ValueError(f"{name} is {value!r}; it can be {', '.join(map(repr, table))}")
     return code
-
-
-def put(args: Any, field: Any, obj: Any, keep: List[Any]) -> Tuple[int, ...]:
-    """Writes a tensor into a field of an argument structure; returns its shape."""
-    if put_torch(args, field.offset, obj):
-        keep.append(obj)
-        return obj.shape
-    described = describe(obj)
-    fill(args, field.offset, described)
-    keep.append(described.keep)
-    return described.shape
 
 
 def put_scales(args: Any, field: Any, obj: Any, keep: List[Any]) -> None:

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: MIT
 """Tensors of torch over memory of the library, by DLPack: its quickest way in.
 
-The capsule's structure and the arrays that it points to lie in one block, which
-is kept with the memory's owner until torch lets go of it, on whatever thread.
+The capsule's structure is kept, with the ep_tensor whose shape it points to and
+the memory's owner, until torch lets go of it, on whatever thread.
 """
 
 import atexit
 import ctypes
 import struct
-from typing import Any, Dict, Sequence, Tuple
+import sys
+from typing import Any, Dict, Tuple
+
+from ._abi import Tensor
 
 _CPU, _CUDA = 1, 2  # DLDeviceType
 _NAME = b"dltensor"
-#: DLManagedTensor, then the shape and the strides.
-_BLOCK = struct.Struct("@PiiiBBHPPQPP4q4q")
-_SHAPE, _STRIDE, _DELETER = 64, 96, 56
+#: DLManagedTensor.
+_BLOCK = struct.Struct("@PiiiBBHPPQPP")
+_DELETER = 56
+_SHAPE, _STRIDE = Tensor.shape.offset, Tensor.stride.offset
 _pack = _BLOCK.pack_into
 
 _new_capsule = ctypes.pythonapi.PyCapsule_New
@@ -22,7 +26,8 @@ _new_capsule.restype = ctypes.py_object
 _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 _Block = ctypes.c_char * _BLOCK.size
-_held: Dict[int, Tuple[Any, Any]] = {}
+_address_of = ctypes.addressof
+_held: Dict[int, Tuple[Any, Any, Any]] = {}
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -35,65 +40,57 @@ _delete_address = ctypes.cast(_delete, ctypes.c_void_p).value
 
 @atexit.register
 def _forget_deleter() -> None:
-    """What torch frees after the interpreter has ended must not call it."""
-    for block, _ in list(_held.values()):
+    """What torch frees after the interpreter has ended must not call it, and finds its block."""
+    for block, _, _ in list(_held.values()):
         struct.pack_into("@P", block, _DELETER, 0)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_held))
 
 
-_PAD = tuple((0,) * (4 - n) for n in range(5))
-
-
-def importer(torch: Any) -> Any:
+def _find_importer(capsule: Any) -> Any:
     """torch's way in for a capsule; the public function first looks what it was given."""
-    return getattr(torch._C, "_from_dlpack", None) or torch.utils.dlpack.from_dlpack
+    global _from_dlpack
+    torch = sys.modules["torch"]
+    _from_dlpack = getattr(torch._C, "_from_dlpack", None) or torch.utils.dlpack.from_dlpack
+    return _from_dlpack(capsule)
+
+
+_from_dlpack: Any = _find_importer
 
 
 def tensor_over(
-    from_dlpack: Any,
-    pointer: int,
-    dtype: Tuple[int, int],
-    shape: Sequence[int],
-    stride: Sequence[int],
-    cuda_index: int,
-    owner: Any,
+    structure: Any, offset: int, fields: Tuple[int, ...], dtype: Tuple[int, int], owner: Any
 ) -> Any:
-    """A tensor that keeps `owner` alive.
+    """A tensor of torch that keeps `owner` alive.
 
     Args:
-        from_dlpack: of importer().
+        structure, offset: where an ep_tensor stands, whose shape and strides are read in place.
+        fields: of it.
         dtype: DLPack's type code and bits.
-        stride: in elements.
-        cuda_index: -1: host memory.
     """
-    n = len(shape)
-    block = _Block()
-    address = ctypes.addressof(block)
-    device, index = (_CPU, 0) if cuda_index < 0 else (_CUDA, cuda_index)
     code, bits = dtype
-    pad = _PAD[n]
+    at = _address_of(structure) + offset
+    block = _Block()
+    address = _address_of(block)
+    device = _CUDA if fields[11] else _CPU
     _pack(
         block,
         0,
-        pointer,
+        fields[0],
         device,
-        index,
-        n,
+        fields[12],
+        fields[2],
         code,
         bits,
         1,
-        address + _SHAPE,
-        address + _STRIDE,
+        at + _SHAPE,
+        at + _STRIDE,
         0,
         0,
         _delete_address,
-        *shape,
-        *pad,
-        *stride,
-        *pad,
     )
-    _held[address] = (block, owner)
+    _held[address] = (block, structure, owner)
     try:
-        return from_dlpack(_new_capsule(address, _NAME, None))
+        return _from_dlpack(_new_capsule(address, _NAME, None))
     except BaseException:
         _held.pop(address, None)
         raise

@@ -10,6 +10,7 @@ to the thread of that call.
 
 import threading
 from collections import deque
+from functools import partial
 from typing import Any, Callable, Deque, Optional, Tuple
 
 _Release = Tuple[Callable[[Any], Any], Any]
@@ -23,16 +24,15 @@ class Owner:
         self.lock = threading.Lock()
         self._destroy = destroy
         self._parent = parent
-        self._children: Deque[None] = deque()  # a count whose changes are atomic
+        children: Deque[None] = deque()  # a count whose changes are atomic
+        self._children = children
+        #: counts one more thing made from this object
+        self.adopt = partial(children.append, None)
         self.closing = False
         self.keep: Any = None  # what C code may still use
         self.left: Deque[_Release] = deque()
         if parent is not None:
             parent.adopt()
-
-    def adopt(self) -> None:
-        """Counts one more thing made from this object."""
-        self._children.append(None)
 
     def release(self, function: Callable[[Any], Any], argument: Any) -> None:
         """Gives back one thing that adopt() counted, now or when the running call ends."""
@@ -64,9 +64,9 @@ class Owner:
             finally:
                 self.lock.release()
             if self._parent is not None:
-                self._parent.release(_nothing, None)
+                self._parent.release(self._nothing, None)
             return
 
-
-def _nothing(_: Any) -> None:
-    pass
+    @staticmethod  # and no function of the module, which may be gone when the interpreter ends
+    def _nothing(_: Any) -> None:
+        pass

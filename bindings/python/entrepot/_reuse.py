@@ -3,7 +3,7 @@
 
 import sys
 from collections import deque
-from typing import Any, Deque, Set
+from typing import Any, Callable, Deque, Set
 
 from ._tensor import current_stream, torch_module
 
@@ -21,9 +21,10 @@ class Reuse:
         self._streams: Set[int] = set()  # that calls ran on
         self._marks: Deque[Any] = deque()
 
-    def give_up(self) -> None:
+    # The default is there even where the interpreter ends and this module is gone.
+    def give_up(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """The last view of a result is gone."""
-        if sys.is_finalizing():
+        if finalizing():
             return
         cuda = torch_module().cuda
         if len(self._streams) == 1 and current_stream(self._index) in self._streams:
@@ -35,6 +36,8 @@ class Reuse:
         """A call on `stream` is about to be made."""
         if stream not in self._streams:
             self._join(stream)
+        if not self._marks:
+            return
         # A graph can't wait for what was not captured; whoever captures it sees to the order.
         while self._marks and not torch_module().cuda.is_current_stream_capturing():
             self._external(stream).wait_event(self._marks.popleft())

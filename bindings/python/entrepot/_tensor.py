@@ -8,13 +8,13 @@ memory whose owner they keep alive.
 
 import ctypes
 import sys
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import ml_dtypes
 import numpy as np
 
 from ._abi import TENSOR_PACK, DeviceType, DType, Tensor
-from ._dlpack import importer, tensor_over
+from ._dlpack import tensor_over
 
 CPU, CUDA = int(DeviceType.DEVICE_CPU), int(DeviceType.DEVICE_CUDA)
 BF16, F32, E4M3, I32, I64 = (
@@ -130,7 +130,7 @@ def torch_cuda(index: int) -> Kind:
 
 def current_stream(index: int) -> int:
     """torch's current stream of a GPU, as a pointer."""
-    torch = torch_module()
+    torch = sys.modules["torch"]
     try:  # several times as quick as the object
         return torch._C._cuda_getCurrentRawStream(index)
     except AttributeError:
@@ -141,7 +141,8 @@ def kind_of(obj: Any) -> Kind:
     """Kind of the results that a call with `obj` returns."""
     if type(obj) is np.ndarray:
         return NUMPY
-    if is_torch(obj):
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(obj, torch.Tensor):
         return TORCH_CPU if not obj.is_cuda else torch_cuda(obj.get_device())
     device, index = _dlpack_device(obj)
     return Kind(False, device, index)
@@ -271,25 +272,38 @@ def describe(obj: Any, name: str = "tensor") -> Described:
     return _describe_dlpack(obj)
 
 
+_pack, _unpack = TENSOR_PACK.pack_into, TENSOR_PACK.unpack_from
 _ZERO4 = (0, 0, 0, 0)
-_PAD = tuple((0,) * (4 - n) for n in range(5))
 
 
-def put_torch(target: Any, offset: int, obj: Any) -> bool:
-    """describe() and fill() in one for the usual torch tensor; false: it is another object."""
-    torch = sys.modules.get("torch")
-    if torch is None or not isinstance(obj, torch.Tensor):
-        return False
-    dtype, shape = _from_torch.get(obj.dtype), obj.shape
+def put(args: Any, field: Any, obj: Any, keep: List[Any]) -> Tuple[int, ...]:
+    """Writes a tensor into a field of an argument structure; returns its shape."""
+    # Only torch's dtypes are in the table, so that whatever has one is a tensor of torch.
+    dtype = _from_torch.get(getattr(obj, "dtype", None))
+    if dtype is None:
+        described = describe(obj)
+        fill(args, field.offset, described)
+        keep.append(described.keep)
+        return described.shape
+    keep.append(obj)
+    shape = obj.shape
     n = len(shape)
-    if dtype is None or n > 4 or not obj.numel():
-        return False
     device, index = (CUDA, obj.get_device()) if obj.is_cuda else (CPU, 0)
-    pad = _PAD[n]
-    TENSOR_PACK.pack_into(
-        target, offset, obj.data_ptr(), dtype, n, *shape, *pad, *obj.stride(), *pad, device, index
-    )
-    return True
+    if n == 2:  # unrolled: most tensors have two dimensions
+        rows, columns = shape
+        step, unit = obj.stride()
+        if rows and columns:
+            at, to = obj.data_ptr(), field.offset
+            _pack(args, to, at, dtype, 2, rows, columns, 0, 0, step, unit, 0, 0, device, index)
+            return shape
+    elif n <= 4 and 0 not in shape:
+        at, pad = obj.data_ptr(), _ZERO4[n:]
+        _pack(
+            args, field.offset, at, dtype, n, *shape, *pad, *obj.stride(), *pad, device, index
+        )
+        return shape
+    fill(args, field.offset, describe(obj))
+    return shape
 
 
 def fill(target: Any, offset: int, view: Described, dtype: Optional[int] = None) -> None:
@@ -351,16 +365,23 @@ def _numpy_view(
 
 def view(tensor: Tensor, kind: Kind, owner: Any) -> Any:
     """An array over memory of the library; None if the tensor is not given."""
-    fields = TENSOR_PACK.unpack_from(tensor)
+    return view_at(tensor, 0, kind, owner)
+
+
+def view_at(structure: Any, offset: int, kind: Kind, owner: Any) -> Any:
+    """view() of the ep_tensor at `offset` of a structure."""
+    fields = _unpack(structure, offset)
     data, code, n = fields[:3]
     if n == 0:
         return None
-    shape, stride = fields[3 : 3 + n], fields[7 : 7 + n]
+    shape = fields[3 : 3 + n]
     if 0 in shape:
         return empty(shape, code, kind)
     if kind.torch:
-        index = fields[12] if kind.device == CUDA else -1
-        return _torch_view(data, code, shape, stride, index, owner)
+        out = tensor_over(structure, offset, fields, _TO_DLPACK[code], owner)
+        # float8 crosses as bytes: not every torch imports it.
+        return out.view(torch_dtype(code)) if code == E4M3 else out
+    stride = fields[7 : 7 + n]
     dtype = TO_NUMPY[code]
     size = dtype.itemsize
     strides = None if n == 1 else [s * size for s in stride]
@@ -369,24 +390,13 @@ def view(tensor: Tensor, kind: Kind, owner: Any) -> Any:
     return _CudaMemory(data, _CARRIER.get(dtype, dtype), shape, strides, owner)
 
 
-_from_dlpack: Any = None
-
-
-def _torch_view(data: int, code: int, shape: Any, stride: Any, index: int, owner: Any) -> Any:
-    global _from_dlpack
-    if _from_dlpack is None:
-        _from_dlpack = importer(torch_module())
-    out = tensor_over(_from_dlpack, data, _TO_DLPACK[code], shape, stride, index, owner)
-    # float8 crosses as bytes: not every torch imports it.
-    return out.view(torch_dtype(code)) if code == E4M3 else out
-
-
 def empty(shape: Any, dtype: int, kind: Kind) -> Any:
     """An uninitialised array of the caller's own library."""
     if kind.torch:
         torch = torch_module()
         device = "cpu" if kind.device == CPU else torch.device("cuda", kind.device_index)
-        return torch.empty(tuple(shape), dtype=torch_dtype(dtype), device=device)
+        # torch reads sizes one by one sooner than a tuple of them
+        return torch.empty(*shape, dtype=torch_dtype(dtype), device=device)
     if kind.device != CPU:
         raise TypeError("results in device memory are made with torch; import torch, or give `out`")
     return np.empty(shape, TO_NUMPY[dtype])
@@ -395,7 +405,7 @@ def empty(shape: Any, dtype: int, kind: Kind) -> Any:
 def empty_like(like: Any, shape: Any, dtype: int, kind: Kind) -> Any:
     """empty() beside a tensor of that dtype and kind, which torch makes sooner."""
     if kind.torch and _from_torch.get(like.dtype) == dtype:
-        return like.new_empty(shape)
+        return like.new_empty(*shape)
     return empty(shape, dtype, kind)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _abi
 from ._abi import CombineArgs, CombineBackwardArgs, DispatchArgs, DispatchBackwardArgs
-from ._args import SCALES, choose, contiguous, expert_ranks, put, put_scales
+from ._args import SCALES, choose, contiguous, expert_ranks, put_scales
 from ._lib import check, lib, raise_status
 from ._owner import Owner
 from ._reuse import Reuse
@@ -27,7 +27,7 @@ from ._tensor import (
     empty_like,
     fill,
     kind_of,
-    torch_module,
+    put,
     view,
 )
 from .event import Event
@@ -168,6 +168,7 @@ class Buffer(LowLatency):
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
         num_sms: int = 0,
+        kind: Optional[Kind] = None,
     ) -> Any:
         args = DispatchArgs.fresh()
         keep = [previous]
@@ -186,14 +187,16 @@ class Buffer(LowLatency):
         by_expert = layout != "token" and choose(_LAYOUTS, "layout", layout) == 1
         if by_expert:
             args.layout = 1
-        args.expert_alignment = expert_alignment
-        args.num_worst_tokens = num_worst_tokens
+        if expert_alignment != 1:
+            args.expert_alignment = expert_alignment
+        if num_worst_tokens:
+            args.num_worst_tokens = num_worst_tokens
         shape = shape or (0,)  # one that is wrong is the library's to refuse
-        made = Made(shape[0], shape[-1], by_expert)
+        made = (shape[0], shape[-1], by_expert)
         return self._receive(
             lib.ep_dispatch,
             args,
-            kind_of(x),
+            kind or kind_of(x),
             None,
             made,
             previous,
@@ -226,19 +229,21 @@ class Buffer(LowLatency):
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
         num_sms: int = 0,
+        kind: Optional[Kind] = None,
     ) -> Any:
         args = DispatchArgs.fresh()
         keep = [previous, handle]
         put(args, DispatchArgs.x, x, keep)
         if scales is not None:
             put_scales(args, DispatchArgs.scales, scales, keep)
-        args.wire = choose(_WIRES, "wire", wire)
-        args.scale = choose(SCALES, "scale", scale)
+        if wire != "input" or scale != "f32":
+            args.wire = choose(_WIRES, "wire", wire)
+            args.scale = choose(SCALES, "scale", scale)
         args.handle = handle.pointer
         return self._receive(
             lib.ep_dispatch,
             args,
-            kind_of(x),
+            kind or kind_of(x),
             handle,
             None,
             previous,
@@ -264,14 +269,21 @@ class Buffer(LowLatency):
         recv = _abi.Recv.fresh()
         self._order(args, kind, previous, stream, num_sms)
         owner = self._owner
+        given_up = self._reuse.give_up if kind.device == CUDA and kind.torch else None
 
         def finish() -> Received:
-            received = Received(owner, recv, kind, handle, made)
-            if kind.device == CUDA and kind.torch:
-                received.before_release(self._reuse.give_up)
-            return received
+            return Received(owner, recv, kind, handle, made, given_up)
 
-        return self._run(function, (byref(args), byref(recv)), finish, keep, background)
+        if background:
+            return self._begin(function, (byref(args), byref(recv)), finish, keep)
+        with owner.lock:  # also for what is made of it, before another thread closes the buffer
+            status = function(self.pointer, args, recv, None)
+            if status:
+                raise_status(status)
+            received = Received(owner, recv, kind, handle, made, given_up)
+        if owner.left:
+            owner.tidy()
+        return received
 
     def _order(
         self,
@@ -285,40 +297,46 @@ class Buffer(LowLatency):
         if previous is not None:
             args.previous = previous.pointer
         if kind.device == CUDA:
-            if stream is None and kind.torch:
-                stream = current_stream(kind.device_index)
             if kind.torch:
+                if stream is None:
+                    stream = current_stream(kind.device_index)
                 self._reuse.enter(stream)
             args.stream = stream
-            args.num_sms = num_sms
+            if num_sms:
+                args.num_sms = num_sms
 
-    def _run(
+    def _now(self, function: Any, *arguments: Any, finish: Any = None) -> Any:
+        """Makes a call that is done, or in its stream, when it returns. `finish` makes its
+        result, before another thread can close the buffer."""
+        owner, result = self._owner, None
+        with owner.lock:
+            if owner.pointer is None or owner.closing:
+                raise ValueError("the buffer was closed")
+            status = function(owner.pointer, *arguments, None)
+            if status:
+                raise_status(status)
+            if finish is not None:
+                result = finish()
+        if owner.left:
+            owner.tidy()
+        return result
+
+    def _begin(
         self,
         function: Any,
         arguments: Tuple[Any, ...],
         finish: Callable[[], T],
         keep: List[Any],
-        background: bool,
         early: bool = False,
-    ) -> Any:
-        """Makes a call: returns its result, or an event of it. `early`: the outputs are known
-        before the event is done."""
-        owner = self._owner
-        pointer = self.pointer
-        if not background:
-            with owner.lock:
-                status = function(pointer, *arguments, None)
-                if status:
-                    raise_status(status)
-                result: Any = finish()
-        else:
-            event = c_void_p()
-            with owner.lock:
-                status = function(pointer, *arguments, byref(event))
-                if status:
-                    raise_status(status)
-                assert event.value is not None
-                result = Event(owner, event.value, finish, (keep, arguments), early)
+    ) -> "Event[T]":
+        """Begins a call and returns its event. `early`: the outputs are known before it is done."""
+        owner, event = self._owner, c_void_p()
+        with owner.lock:
+            status = function(self.pointer, *arguments, byref(event))
+            if status:
+                raise_status(status)
+            assert event.value is not None
+            result = Event(owner, event.value, finish, (keep, arguments), early)
         if owner.left:
             owner.tidy()
         return result
@@ -362,11 +380,12 @@ class Buffer(LowLatency):
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
         num_sms: int = 0,
+        kind: Optional[Kind] = None,
     ) -> Any:
         args = CombineArgs.fresh()
         keep = [previous, handle]
         rows = put(args, CombineArgs.y, y, keep)
-        kind = kind_of(y)
+        kind = kind or kind_of(y)
         if len(bias) > 2:
             raise ValueError(f"bias: {len(bias)} tensors; at most 2 are possible")
         for i, b in enumerate(bias):
@@ -385,9 +404,10 @@ class Buffer(LowLatency):
                 put(args, CombineArgs.out_weights, out_weights, keep)
         args.handle = handle.pointer
         self._order(args, kind, previous, stream, num_sms)
-        return self._run(
-            lib.ep_combine, (byref(args),), lambda: (out, out_weights), keep, background, True
-        )
+        if not background:
+            self._now(lib.ep_combine, args)
+            return out, out_weights
+        return self._begin(lib.ep_combine, (byref(args),), lambda: (out, out_weights), keep, True)
 
     # ------------------------------------------------------------- backward
 
@@ -408,9 +428,8 @@ class Buffer(LowLatency):
             put(args, DispatchBackwardArgs.grad_topk_weights, grad_weights, keep)
         args.handle = handle.pointer
         self._order(args, kind, None, None)
-        return self._run(
-            lib.ep_dispatch_backward, (byref(args),), lambda: (grad_x, grad_weights), keep, False
-        )
+        self._now(lib.ep_dispatch_backward, args)
+        return grad_x, grad_weights
 
     def combine_backward(
         self, grad_out: Any, handle: Handle, y: Any = None, topk_weights: Any = None

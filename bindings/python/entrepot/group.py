@@ -195,15 +195,19 @@ class Group:
 
     # ---------------------------------------------------------- ranks left out
 
+    _mask_flags: Optional[bytes] = None  # as mask_flags() found them, until they may have changed
+
     def mask(self, rank: int, masked: bool = True) -> None:
         """Leaves a rank out of later calls, or takes it in again. Local: all ranks that are left
         must mask the same ones before their next call; recover() sees to it."""
         with self._owner.lock:
+            self._mask_flags = None
             check(lib.ep_group_mask(self.pointer, rank, masked))
 
     def clear_masks(self) -> None:
         """Takes all masks away. Local; then all ranks must call recover()."""
         with self._owner.lock:
+            self._mask_flags = None
             check(lib.ep_group_clear_masks(self.pointer))
 
     def masked(self) -> List[int]:
@@ -216,9 +220,13 @@ class Group:
 
     def mask_flags(self) -> bytes:
         """A byte for each rank, 1 where it is masked."""
-        flags = ctypes.create_string_buffer(self._size)
-        check(lib.ep_group_query_masks(self.pointer, flags))
-        return flags.raw
+        known = self._mask_flags
+        if known is None:
+            flags = ctypes.create_string_buffer(self._size)
+            with self._owner.lock:
+                check(lib.ep_group_query_masks(self.pointer, flags))
+                known = self._mask_flags = flags.raw
+        return known
 
     def _listed(self, query: Any) -> List[int]:
         flags = ctypes.create_string_buffer(self._size)
@@ -229,13 +237,19 @@ class Group:
         """Brings the ranks that are left in step after a call that failed; collective among
         them. Afterwards all mask whom any of them masked, and whoever has ended."""
         with self._owner.lock:
-            check(lib.ep_group_recover(self.pointer))
+            try:
+                check(lib.ep_group_recover(self.pointer))
+            finally:
+                self._mask_flags = None
 
     def readmit(self, rank: int) -> None:
         """Takes a masked rank in again, which meanwhile makes its group with rejoin=True and
         then its buffers anew. Collective among the ranks that are not masked."""
         with self._owner.lock:
-            check(lib.ep_group_readmit(self.pointer, rank))
+            try:
+                check(lib.ep_group_readmit(self.pointer, rank))
+            finally:
+                self._mask_flags = None
 
     def close(self) -> None:
         """Frees the group once everything made on it is gone. Waits for nobody."""

@@ -6,10 +6,10 @@ from typing import Any, Callable, List, Optional
 
 from . import _abi
 from ._abi import LlCombineArgs, LlDispatchArgs
-from ._args import SCALES, choose, expert_ranks, put
+from ._args import SCALES, choose, expert_ranks
 from ._lib import check, lib
 from ._owner import Owner
-from ._tensor import BF16, CUDA, E4M3, empty_like, kind_of, view
+from ._tensor import BF16, CUDA, E4M3, Kind, empty_like, kind_of, put, view
 from .event import Event
 from .results import LlReceived
 
@@ -25,7 +25,8 @@ class LowLatency:
 
     _owner: Owner
     _order: Callable[..., None]
-    _run: Callable[..., Any]
+    _now: Callable[..., Any]
+    _begin: Callable[..., Any]
 
     @property
     def pointer(self) -> int:
@@ -81,6 +82,7 @@ class LowLatency:
         wait_cost: Any = None,
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
+        kind: Optional[Kind] = None,
     ) -> Any:
         args = LlDispatchArgs.fresh()
         keep: List[Any] = [previous]
@@ -90,18 +92,24 @@ class LowLatency:
         args.num_experts = num_experts
         if expert_rank is not None:
             args.expert_rank = expert_ranks(expert_rank, num_experts, keep)
-        args.max_expert_rows = max_expert_rows
-        args.overflow = choose(_OVERFLOWS, "overflow", overflow)
-        args.wire = choose(_LL_WIRES, "wire", wire)
-        args.scale = choose(SCALES, "scale", scale)
-        args.scales_by_column = scales_by_column
+        if max_expert_rows:
+            args.max_expert_rows = max_expert_rows
+        if overflow != "error":
+            args.overflow = choose(_OVERFLOWS, "overflow", overflow)
+        if wire != "bf16":
+            args.wire = choose(_LL_WIRES, "wire", wire)
+        if scale != "f32":
+            args.scale = choose(SCALES, "scale", scale)
+        if scales_by_column:
+            args.scales_by_column = 1
         if expert_tokens is not None:
             put(args, LlDispatchArgs.expert_tokens, expert_tokens, keep)
         if wait_cost is not None:
             put(args, LlDispatchArgs.wait_cost, wait_cost, keep)
         mode = _COMPLETIONS[completion]
-        args.completion = mode or 0
-        kind = kind_of(x)
+        if mode:
+            args.completion = mode
+        kind = kind or kind_of(x)
         self._order(args, kind, previous, stream)
         recv = _abi.LlRecv.fresh()
         owner = self._owner
@@ -109,14 +117,10 @@ class LowLatency:
         def finish() -> LlReceived:
             return LlReceived(owner, recv, kind)
 
-        return self._run(
-            lib.ep_ll_dispatch,
-            (byref(args), byref(recv)),
-            finish,
-            keep,
-            mode is not None,
-            completion == "hook" or kind.device == CUDA,
-        )
+        if mode is None:
+            return self._now(lib.ep_ll_dispatch, args, recv, finish=finish)
+        early = completion == "hook" or kind.device == CUDA
+        return self._begin(lib.ep_ll_dispatch, (byref(args), byref(recv)), finish, keep, early)
 
     def ll_combine(
         self, y: Any, topk_idx: Any, topk_weights: Any, received: LlReceived, **options: Any
@@ -161,26 +165,30 @@ class LowLatency:
         wait_cost: Any = None,
         previous: Optional[Event] = None,
         stream: Optional[int] = None,
+        kind: Optional[Kind] = None,
     ) -> Any:
         args = LlCombineArgs.fresh()
         keep: List[Any] = [previous, received]
         rows = put(args, LlCombineArgs.y, y, keep)
         put(args, LlCombineArgs.topk_idx, topk_idx, keep)
         weights = put(args, LlCombineArgs.topk_weights, topk_weights, keep)
-        kind = kind_of(y)
+        kind = kind or kind_of(y)
         if out is None:
             out = empty_like(y, (weights[0], rows[-1]), BF16, kind)
         put(args, LlCombineArgs.out, out, keep)
         if wait_cost is not None:
             put(args, LlCombineArgs.wait_cost, wait_cost, keep)
         args.handle = live_handle(received)
-        args.wire = choose(_COMBINE_WIRES, "wire", wire)
+        if wire != "bf16":
+            args.wire = choose(_COMBINE_WIRES, "wire", wire)
         mode = _COMPLETIONS[completion]
-        args.completion = mode or 0
+        if mode:
+            args.completion = mode
         self._order(args, kind, previous, stream)
-        return self._run(
-            lib.ep_ll_combine, (byref(args),), lambda: out, keep, mode is not None, True
-        )
+        if mode is None:
+            self._now(lib.ep_ll_combine, args)
+            return out
+        return self._begin(lib.ep_ll_combine, (byref(args),), lambda: out, keep, True)
 
     def ll_combine_buffer(self, received: LlReceived) -> Any:
         """The [L, S, H] bfloat16 send buffer of a result: expert outputs written there are

@@ -3,25 +3,21 @@
 
 import ctypes
 from ctypes import byref
-from typing import Any, Callable, List, NamedTuple, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 
 from . import _abi
-from ._abi import DType
+from ._abi import TENSOR_PACK, DType
 from ._lib import check, lib
 from ._owner import Owner
-from ._tensor import CPU, NUMPY, Kind, view
+from ._tensor import CPU, NUMPY, Kind, view, view_at
 
 _I32 = int(DType.I32)
 
 
-class Made(NamedTuple):
-    """Of the dispatch that made a handle."""
-
-    num_tokens: int
-    topk: int
-    by_expert: bool
+#: Of the dispatch that made a handle: num_tokens, topk, by_expert.
+Made = Tuple[int, int, bool]
 
 
 class Handle:
@@ -30,7 +26,18 @@ class Handle:
     Its arrays are NumPy views of host memory that live as long as the handle.
     """
 
-    def __init__(self, owner: Owner, pointer: int, rows: int, made: "Made"):
+    __slots__ = (
+        "_owner",
+        "pointer",
+        "rows",
+        "num_tokens",
+        "topk",
+        "by_expert",
+        "_info",
+        "__weakref__",
+    )
+
+    def __init__(self, owner: Owner, pointer: int, rows: int, made: Made):
         self._owner = owner
         owner.adopt()
         self.pointer: Optional[int] = pointer
@@ -90,45 +97,46 @@ class Handle:
         """[rows] int32 index of each row's token at its source."""
         return self._array(self.info.source_token, self.rows)
 
-    def __del__(self) -> None:
+    # The default is there even where the interpreter ends and this module is gone.
+    def __del__(self, release: Any = lib.ep_handle_release) -> None:
         pointer, self.pointer = self.pointer, None
         if pointer:
-            self._owner.release(lib.ep_handle_release, pointer)
+            self._owner.release(release, pointer)
+
+
+_X = _abi.Recv.x.offset
+_IDX, _WEIGHTS = _abi.Recv.topk_idx.offset, _abi.Recv.topk_weights.offset
 
 
 class _Region:
     """Memory of one result; given back when the last view of it is gone."""
 
-    def __init__(self, owner: Owner, recv: Any, release: Callable[[Any], None]):
+    __slots__ = ("_owner", "recv", "_before", "_release")
+
+    def __init__(
+        self,
+        owner: Owner,
+        recv: Any,
+        release: Callable[[Any], None],
+        before: Optional[Callable[[], None]] = None,
+    ):
         self._owner = owner
         owner.adopt()
         self.recv = recv
-        self.before: Optional[Callable[[], None]] = None
-        self._release: Optional[Callable[[Any], None]] = release
-
-    def release(self) -> None:
-        release, self._release = self._release, None
-        if release is not None:
-            if self.before is not None:
-                self.before()
-            self._owner.release(release, self.recv)
+        self._before = before
+        self._release = release
 
     def __del__(self) -> None:
-        self.release()
-
-
-def _release_recv(recv: _abi.Recv) -> None:
-    lib.ep_recv_release(byref(recv))
-
-
-def _release_ll_recv(recv: _abi.LlRecv) -> None:
-    lib.ep_ll_recv_release(byref(recv))
+        if self._before is not None:
+            self._before()
+        self._owner.release(self._release, self.recv)
 
 
 class _Field:
     """A tensor of a result, made when it is first looked at."""
 
-    def __init__(self, doc: str):
+    def __init__(self, field: Any, doc: str):
+        self._offset = field.offset
         self.__doc__ = doc
 
     def __set_name__(self, _: type, name: str) -> None:
@@ -138,7 +146,7 @@ class _Field:
         if instance is None:
             return self
         region = instance._region
-        value = view(getattr(region.recv, self._name), instance._kind, region)
+        value = view_at(region.recv, self._offset, instance._kind, region)
         instance.__dict__[self._name] = value
         return value
 
@@ -150,13 +158,21 @@ class Received:
     input; the memory is given back when the last of them is gone.
     """
 
-    x = _Field("[rows, H] received rows")
-    scales = _Field("[rows, ceil(H/128)] float32, or [rows, ceil(H/512)] int32 of four exponents")
-    topk_idx = _Field("[rows, K] local expert ids, -1 where the expert is elsewhere")
-    topk_weights = _Field("[rows, K] float32, 0 where topk_idx is -1")
-    source_token = _Field("[rows] int32 index of the token at its source")
-    source_offset = _Field("[R + 1] int32 first row of each source rank")
-    expert_offset = _Field("[L + 1] int32 first row of each expert's group, rows by expert only")
+    x = _Field(_abi.Recv.x, "[rows, H] received rows")
+    scales = _Field(
+        _abi.Recv.scales,
+        "[rows, ceil(H/128)] float32, or [rows, ceil(H/512)] int32 of four exponents",
+    )
+    topk_idx = _Field(
+        _abi.Recv.topk_idx, "[rows, K] local expert ids, -1 where the expert is elsewhere"
+    )
+    topk_weights = _Field(_abi.Recv.topk_weights, "[rows, K] float32, 0 where topk_idx is -1")
+    source_token = _Field(_abi.Recv.source_token, "[rows] int32 index of the token at its source")
+    source_offset = _Field(_abi.Recv.source_offset, "[R + 1] int32 first row of each source rank")
+    expert_offset = _Field(
+        _abi.Recv.expert_offset,
+        "[L + 1] int32 first row of each expert's group, rows by expert only",
+    )
 
     def __init__(
         self,
@@ -165,30 +181,39 @@ class Received:
         kind: Kind,
         handle: Optional[Handle],
         made: Optional[Made],
+        before_release: Optional[Callable[[], None]] = None,
     ):
-        self._region = _Region(owner, recv, _release_recv)
+        self._region = _Region(owner, recv, lib.ep_recv_release, before_release)
         self._kind = kind
         if handle is None and made is not None:
-            handle = Handle(owner, recv.handle, recv.x.shape[0], made)
+            rows = TENSOR_PACK.unpack_from(recv, _X)[3]  # sooner than by the structure's fields
+            handle = Handle(owner, recv.handle, rows, made)
         self.handle: Any = handle  #: for combine, cached dispatch and backward
         #: rows that hold a token
         self.num_rows: int = recv.num_rows
 
-    def before_release(self, function: Callable[[], None]) -> None:
-        """Has a function called when the memory is given back."""
-        self._region.before = function
+    def main_tensors(self) -> Tuple[Any, Any, Any]:
+        """x, topk_idx and topk_weights, sooner than one by one."""
+        region, kind = self._region, self._kind
+        recv = region.recv
+        return (
+            view_at(recv, _X, kind, region),
+            view_at(recv, _IDX, kind, region),
+            view_at(recv, _WEIGHTS, kind, region),
+        )
 
     @property
     def tokens_per_expert(self) -> List[int]:
         """Rows of each local expert, rounded up to the alignment."""
-        recv = self._region.recv
-        tokens = recv.tokens_per_expert
-        count = tokens.shape[0] if tokens.ndim else 0
-        if recv.host_tokens_per_expert:
-            return host_list(recv.host_tokens_per_expert, count)
-        if tokens.device == CPU:
-            return host_list(tokens.data, count)
-        return view(tokens, self._kind, self._region).tolist()
+        recv, offset = self._region.recv, _abi.Recv.tokens_per_expert.offset
+        fields = TENSOR_PACK.unpack_from(recv, offset)
+        count = fields[3]  # 0 where it is not given
+        on_host = recv.host_tokens_per_expert
+        if on_host:
+            return host_list(on_host, count)
+        if fields[11] == CPU:
+            return host_list(fields[0], count)
+        return view_at(recv, offset, self._kind, self._region).tolist()
 
 
 def host_list(pointer: int, count: int) -> List[int]:
@@ -199,15 +224,20 @@ def host_list(pointer: int, count: int) -> List[int]:
 class LlReceived:
     """A received low-latency batch: views of memory that serves the next call but one."""
 
-    x = _Field("[L, S, H]; the first count[l] rows of expert l hold tokens")
-    scales = _Field("[L, S, ceil(H/128)] float32, or [L, S, ceil(H/512)] int32 of four exponents")
-    count = _Field("[L] int32 rows of each local expert")
-    source_token = _Field("[L, S] int32 token index at its source")
-    source_range = _Field("[L, R] int64 first row << 32 | rows, of each source rank")
-    dropped = _Field("[L] int32 rows dropped")
+    x = _Field(_abi.LlRecv.x, "[L, S, H]; the first count[l] rows of expert l hold tokens")
+    scales = _Field(
+        _abi.LlRecv.scales,
+        "[L, S, ceil(H/128)] float32, or [L, S, ceil(H/512)] int32 of four exponents",
+    )
+    count = _Field(_abi.LlRecv.count, "[L] int32 rows of each local expert")
+    source_token = _Field(_abi.LlRecv.source_token, "[L, S] int32 token index at its source")
+    source_range = _Field(
+        _abi.LlRecv.source_range, "[L, R] int64 first row << 32 | rows, of each source rank"
+    )
+    dropped = _Field(_abi.LlRecv.dropped, "[L] int32 rows dropped")
 
     def __init__(self, owner: Owner, recv: _abi.LlRecv, kind: Kind):
-        self._region = _Region(owner, recv, _release_ll_recv)
+        self._region = _Region(owner, recv, lib.ep_ll_recv_release)
         self._owner = owner
         self._kind = kind
         self.handle: Optional[int] = recv.handle
@@ -218,7 +248,7 @@ class LlReceived:
         if self.handle is not None:
             self.handle = None
             with self._owner.lock:
-                lib.ep_ll_recv_retire(byref(self._region.recv))
+                lib.ep_ll_recv_retire(self._region.recv)
 
     def copy_from(self, other: "LlReceived") -> None:
         """Makes this result's tensors show what another of the same shape received."""

@@ -18,7 +18,7 @@ from ._tensor import (
     empty,
     fill,
     kind_of,
-    put_torch,
+    put,
     torch_module,
 )
 
@@ -103,12 +103,11 @@ def layout_on_stream(
     order of a stream; also tokens per node, into `nodes`. `table`: expert_rank there."""
     torch = torch_module()
     ids = _abi.Tensor()
-    if not put_torch(ids, 0, topk_idx):
-        fill(ids, 0, describe(topk_idx, "topk_idx"))
+    put(ids, _abi.Tensor.data, topk_idx, [])  # the whole of it begins there
     int32 = torch.int32
     ranks = topk_idx.new_empty(num_ranks, dtype=int32)
     experts = topk_idx.new_empty(num_experts, dtype=int32)
-    members = topk_idx.new_empty((topk_idx.shape[0], num_ranks), dtype=torch.bool)
+    members = topk_idx.new_empty(topk_idx.shape[0], num_ranks, dtype=torch.bool)
     status = lib.ep_layout_on_stream(
         ids,
         num_experts,

@@ -98,17 +98,18 @@ def _refused(group, world, hook, arrays):
     bad[0, 0] = 5000
     expected = entrepot.ArgumentError if rank == 1 else entrepot.AbortedError
 
-    def dispatch(ids, max_tokens=16):
+    def dispatch(ids):
         got = buffer.low_latency_dispatch(
-            x, ids, max_tokens, world.experts, use_fp8=False, return_recv_hook=hook
+            x, ids, 16, world.experts, use_fp8=False, return_recv_hook=hook
         )
         if hook:
             got[4]()
         return got
 
-    for ids, most in ((arrays.to(bad), 16), (idx, 1)):  # a device finds the first, the host both
-        with pytest.raises(expected, match="" if rank == 1 else "rank 1 gave up: "):
-            dispatch(ids if rank == 1 else idx, most if rank == 1 else 16)
+    # A device finds the first, the host the second.
+    for ids in (arrays.to(bad), arrays.to(bad.astype(np.float32))):
+        with pytest.raises(expected, match="topk_idx" if rank == 1 else "rank 1 gave up: "):
+            dispatch(ids if rank == 1 else idx)
         assert _masked(buffer, group.size, arrays) == []
     recv, _, handle, _, _ = dispatch(idx)
     with pytest.raises(expected, match="topk_weights" if rank == 1 else "rank 1 gave up: "):
@@ -124,7 +125,7 @@ def _refused(group, world, hook, arrays):
 @needs_cuda
 @pytest.mark.parametrize("hook", [False, True])
 def test_cuda_ranks_that_refuse_are_not_lost(processes, hook):
-    """On a GPU, whose ranks count on alike after a call that failed on all of them."""
+    """On a GPU, where ranks stay in step when all of them see a call fail."""
     world = World(3, 10, 256, 2, 6)
     assert processes(3, _refused, world, hook, CudaTensors()) == [[], [], []]
 

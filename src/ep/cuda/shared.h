@@ -75,8 +75,8 @@ enum epc_field {
 };
 #define EPC_HEADER_WORDS 32
 
-#define EPC_WHY 2 /* so far behind the epoch of a call that was given up stands its status, or 0 \
-                   */
+/* So far behind the epoch of a call that was given up stands its status, or 0. */
+#define EPC_WHY 2
 
 /* Each source's flags in each window fill a line that only it writes. */
 enum epc_flag {

@@ -71,6 +71,10 @@ class EventOverlap:
     overlaps with the call.
     """
 
+    # Of most events these stay as they are.
+    hook_after_wait: Optional[Callable[[], Any]] = None
+    _release_handle = False
+
     def __init__(
         self,
         event: Optional[EventHandle] = None,
@@ -78,8 +82,6 @@ class EventOverlap:
     ) -> None:
         self.event = event
         self.extra_tensors = extra_tensors
-        self.hook_after_wait: Optional[Callable[[], Any]] = None
-        self._release_handle = False
 
     def current_stream_wait(self, release_handle: bool = False) -> None:
         """The current stream waits for the event; it must have one."""
