@@ -39,51 +39,71 @@ def settle():
     """Waits for the device, where there is one."""
 
 
-def now_and_then(i):
-    """So that calls never queue for long, and yet come one after the other."""
-    if i % 8 == 0:
-        settle()
+class Call:
+    """A call to be timed, and what is to be done after it, which is not timed."""
 
+    def __init__(self, make, after=None):
+        self._make, self._after = make, after
 
-def median_us(call, iterations):
-    samples = []
-    for i in range(iterations):
-        now_and_then(i)
+    def time(self):
+        make = self._make
         start = time.perf_counter_ns()
-        kept = call()
-        samples.append(time.perf_counter_ns() - start)
+        kept = make()
+        taken = time.perf_counter_ns() - start
+        if self._after is not None:
+            self._after()
         del kept
-    return statistics.median(samples) / 1e3
+        return taken
 
 
-def c_dispatch(buffer, x, idx, weights, num_sms, iterations):
+def medians_us(calls, iterations):
+    """Of each call, in turn for a while each: what else the machine does then hits all alike."""
+    samples = [[] for _ in calls]
+    for _ in range(-(-iterations // 40)):
+        for call, times in zip(calls, samples):
+            for i in range(40):
+                if i % 8 == 0:  # so that calls never queue for long, and yet follow each other
+                    settle()
+                times.append(call.time())
+    return [statistics.median(times) / 1e3 for times in samples]
+
+
+def c_dispatch(buffer, x, idx, weights, num_sms):
     args = _abi.DispatchArgs(num_experts=EXPERTS, num_sms=num_sms)
     for name, tensor in (("x", x), ("topk_idx", idx), ("topk_weights", weights)):
         fill(args, getattr(_abi.DispatchArgs, name).offset, describe(tensor))
     recv = _abi.Recv()
     pointer, pass_args, pass_recv = buffer.pointer, ctypes.byref(args), ctypes.byref(recv)
-    samples = []
-    for i in range(iterations):
-        now_and_then(i)
-        start = time.perf_counter_ns()
-        lib.ep_dispatch(pointer, pass_args, pass_recv, None)
-        samples.append(time.perf_counter_ns() - start)
+
+    def release():
         lib.ep_recv_release(pass_recv)
         lib.ep_handle_release(recv.handle)
-    return statistics.median(samples) / 1e3
+
+    return Call(lambda: lib.ep_dispatch(pointer, pass_args, pass_recv, None), release)
 
 
-def c_combine(buffer, y, handle, num_sms, iterations):
+def c_cached(buffer, x, handle, num_sms):
+    args = _abi.DispatchArgs(handle=handle.pointer, num_sms=num_sms)
+    fill(args, _abi.DispatchArgs.x.offset, describe(x))
+    recv = _abi.Recv()
+    pointer, pass_args, pass_recv = buffer.pointer, ctypes.byref(args), ctypes.byref(recv)
+    return Call(
+        lambda: lib.ep_dispatch(pointer, pass_args, pass_recv, None),
+        lambda: lib.ep_recv_release(pass_recv),
+    )
+
+
+def c_combine(buffer, y, handle, num_sms):
     out = empty((TOKENS, HIDDEN), dtype_code(y.dtype), kind_of(y))
     args = _abi.CombineArgs(handle=handle.pointer, num_sms=num_sms)
     fill(args, _abi.CombineArgs.y.offset, describe(y))
     fill(args, _abi.CombineArgs.out.offset, describe(out))
     pointer, passed = buffer.pointer, ctypes.byref(args)
-    return median_us(lambda: lib.ep_combine(pointer, passed, None), iterations)
+    return Call(lambda: lib.ep_combine(pointer, passed, None) or out)
 
 
-def c_low_latency(buffer, x, idx, weights, iterations):
-    """A dispatch and a combine of the C interface, in microseconds each."""
+def c_low_latency(buffer, x, idx, weights):
+    """A dispatch and a combine of the C interface; the one makes what the other brings back."""
     args = _abi.LlDispatchArgs(max_tokens=TOKENS, num_experts=EXPERTS)
     back = _abi.LlCombineArgs()
     out = empty(x.shape, dtype_code(x.dtype), kind_of(x))
@@ -91,20 +111,18 @@ def c_low_latency(buffer, x, idx, weights, iterations):
         fill(args, getattr(_abi.LlDispatchArgs, name).offset, describe(tensor))
     for name, tensor in (("topk_idx", idx), ("topk_weights", weights), ("out", out)):
         fill(back, getattr(_abi.LlCombineArgs, name).offset, describe(tensor))
-    recv = _abi.LlRecv()
+    recv, kept = _abi.LlRecv(), _abi.LlRecv()
     pointer, pass_args, pass_recv = buffer.pointer, ctypes.byref(args), ctypes.byref(recv)
-    sending, bringing = [], []
-    for i in range(iterations):
-        now_and_then(i)
-        start = time.perf_counter_ns()
-        lib.ep_ll_dispatch(pointer, pass_args, pass_recv, None)
-        sending.append(time.perf_counter_ns() - start)
-        back.y, back.handle = recv.x, recv.handle
-        start = time.perf_counter_ns()
-        lib.ep_ll_combine(pointer, ctypes.byref(back), None)
-        bringing.append(time.perf_counter_ns() - start)
-        lib.ep_ll_recv_release(pass_recv)
-    return statistics.median(sending) / 1e3, statistics.median(bringing) / 1e3
+    lib.ep_ll_dispatch(pointer, pass_args, ctypes.byref(kept), None)
+    back.y, back.handle = kept.x, kept.handle
+    pass_back = ctypes.byref(back)
+    return (
+        Call(
+            lambda: lib.ep_ll_dispatch(pointer, pass_args, pass_recv, None),
+            lambda: lib.ep_ll_recv_release(pass_recv),
+        ),
+        Call(lambda: lib.ep_ll_combine(pointer, pass_back, None) or (out, weights, idx)),
+    )
 
 
 def measure(to, iterations):
@@ -118,22 +136,14 @@ def measure(to, iterations):
     buffer = entrepot.Buffer(group, device=device)
     low = entrepot.Buffer(group, device=device)
     drop_in = deep_ep.Buffer(group)
-    enter = median_us(lib.ep_version, iterations)
-    received = buffer.dispatch(tx, tidx, tweights, num_experts=EXPERTS)
+    ours = buffer.dispatch(tx, tidx, tweights, num_experts=EXPERTS)
     # deep_ep asks for as many SMs as its class says, entrepot for all.
     sms = deep_ep.Buffer.num_sms if device == "cuda" else 0
-    dispatch, dispatch_few = (
-        c_dispatch(buffer, tx, tidx, tweights, n, iterations) - enter for n in (0, sms)
-    )
-    combine, combine_few = (
-        c_combine(buffer, received.x, received.handle, n, iterations) - enter for n in (0, sms)
-    )
     narrow = to(x.astype(bfloat16))
-    ll_dispatch, ll_combine = c_low_latency(low, narrow, tidx, tweights, iterations)
+    ll_dispatch, ll_combine = c_low_latency(low, narrow, tidx, tweights)
     _, _, per_expert, in_rank, _ = drop_in.get_dispatch_layout(tidx, EXPERTS)
     layout = {"num_tokens_per_expert": per_expert, "is_token_in_rank": in_rank}
     got = drop_in.dispatch(tx, topk_idx=tidx, topk_weights=tweights, **layout)
-    ours = buffer.dispatch(tx, tidx, tweights, num_experts=EXPERTS)
 
     def with_arrays():
         r = buffer.dispatch(tx, tidx, tweights, num_experts=EXPERTS)
@@ -142,31 +152,45 @@ def measure(to, iterations):
     def decode():
         return drop_in.low_latency_dispatch(narrow, tidx, TOKENS, EXPERTS, use_fp8=False)
 
-    batch = decode()
+    batch = None
 
     def bring():
         return drop_in.low_latency_combine(batch[0], tidx, tweights, batch[2])
 
     calls = {
-        "entrepot dispatch": (dispatch, with_arrays),
-        "entrepot combine": (combine, lambda: buffer.combine(ours.x, ours.handle)),
+        "entrepot dispatch": (c_dispatch(buffer, tx, tidx, tweights, 0), with_arrays),
+        "entrepot combine": (
+            c_combine(buffer, ours.x, ours.handle, 0),
+            lambda: buffer.combine(ours.x, ours.handle),
+        ),
         "deep_ep dispatch": (
-            dispatch_few,
+            c_dispatch(buffer, tx, tidx, tweights, sms),
             lambda: drop_in.dispatch(tx, topk_idx=tidx, topk_weights=tweights, **layout),
         ),
-        "deep_ep cached dispatch": (None, lambda: drop_in.dispatch(tx, got[4])),
-        "deep_ep combine": (combine_few, lambda: drop_in.combine(got[0], got[4])),
-        "deep_ep low-latency combine": (ll_combine - enter, bring),
-        "deep_ep low-latency dispatch": (ll_dispatch - enter, decode),
-        "deep_ep get_dispatch_layout": (None, lambda: drop_in.get_dispatch_layout(tidx, EXPERTS)),
+        "deep_ep cached dispatch": (
+            c_cached(buffer, tx, ours.handle, sms),
+            lambda: drop_in.dispatch(tx, got[4]),
+        ),
+        "deep_ep combine": (
+            c_combine(buffer, ours.x, ours.handle, sms),
+            lambda: drop_in.combine(got[0], got[4]),
+        ),
+        "deep_ep low-latency dispatch": (ll_dispatch, decode),
+        "deep_ep low-latency combine": (ll_combine, bring),
+        "deep_ep get_dispatch_layout": (
+            None,
+            lambda: drop_in.get_dispatch_layout(tidx, EXPERTS),
+        ),
     }
     result = {}
     for name, (c_call, call) in calls.items():
-        total = median_us(call, iterations)
+        batch = decode()
+        timed = [Call(call), Call(lib.ep_version)] + ([c_call] if c_call else [])
+        total, enter, *inner = medians_us(timed, iterations)
         result[name] = {"total_us": round(total, 2)}
-        if c_call is not None:
-            result[name]["c_us"] = round(c_call, 2)
-            result[name]["added_us"] = round(total - c_call, 2)
+        if inner:
+            result[name]["c_us"] = round(inner[0] - enter, 2)
+            result[name]["added_us"] = round(total - inner[0] + enter, 2)
     return result
 
 
