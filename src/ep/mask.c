@@ -3,6 +3,7 @@
 #include "base/error.h"
 #include "codec/rows.h"
 #include "ep/buffer.h"
+#include "ep/op.h"
 
 void epi_group_set_mask(ep_group *group, int rank, bool masked)
 {
@@ -19,11 +20,19 @@ int epi_group_first(const ep_group *group)
     return first;
 }
 
+/* Nobody waits for a call that was refused: it tells the others, and is over soon. */
+static void await_refusals(ep_buffer *buffer)
+{
+    while (buffer->has_worker && buffer->head && epi_op_refusals_only(buffer))
+        pthread_cond_wait(&buffer->done, &buffer->lock);
+}
+
 ep_status epi_group_check_idle(ep_group *group, const char *call)
 {
     bool busy = false;
     for (ep_buffer *buffer = group->buffers; buffer; buffer = buffer->next_of_group) {
         pthread_mutex_lock(&buffer->lock);
+        await_refusals(buffer);
         busy |= buffer->head || buffer->running;
         pthread_mutex_unlock(&buffer->lock);
     }

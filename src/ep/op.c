@@ -342,6 +342,14 @@ static void finish_rejected(epi_op *op, ep_status status)
     (void)status;
 }
 
+bool epi_op_refusals_only(const ep_buffer *buffer)
+{
+    const epi_op *op = buffer->head;
+    while (op && op->finish == finish_rejected)
+        op = op->next;
+    return op == NULL;
+}
+
 ep_status epi_op_reject(ep_buffer *buffer, const char *name, ep_status status)
 {
     static const epi_stage none[] = {{NULL, NULL}};

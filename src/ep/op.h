@@ -78,6 +78,9 @@ ep_status epi_op_submit(epi_op *op, ep_event **event);
 /* Submits a call whose arguments are bad, the rank's part of the collective. The thread's last
    error is the reason. Returns `status`. */
 ep_status epi_op_reject(ep_buffer *buffer, const char *name, ep_status status);
+/* Whether the queue holds nothing but such calls, which the worker soon ends. The caller holds the
+   lock. */
+bool epi_op_refusals_only(const ep_buffer *buffer);
 
 /* Between calls: goes on counting from `epoch`, as every rank then does, and tells the others. */
 void epi_op_align(ep_buffer *buffer, uint64_t epoch);
