@@ -92,8 +92,9 @@ typedef struct ep_ll_dispatch_args {
  * A received batch, valid until ep_ll_recv_release(). Filled when the call
  * completes; with EP_COMPLETE_BY_HOOK already when it returns, so that tensors
  * can be made of it, while what they hold comes with the hook. Should that fail,
- * the result must be released all the same; on CUDA this holds for every completion. All S rows of
- * an expert may be touched, though memory is set aside only for those that arrive.
+ * the result must be released all the same, though later calls need not wait for that; on
+ * CUDA this holds for every completion. All S rows of an expert may be touched, though memory
+ * is set aside only for those that arrive.
  */
 typedef struct ep_ll_recv {
     size_t size;            /**< sizeof(ep_ll_recv), set by the caller */

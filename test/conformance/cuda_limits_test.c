@@ -201,21 +201,24 @@ static ep_status ll_dispatch(struct cuda_rank *c, const ep_tensor *ids, int64_t 
     return ep_ll_dispatch(c->buffer, &args, recv, event);
 }
 
-/* One rank's bad id: nobody's result may show rows, and the next call is a whole one. */
+/* One rank's bad id: nobody's result may show rows or be combined, and the next calls are whole
+   ones, though it is released behind them only. */
 static int bad_id_round(struct cuda_rank *c, const ep_tensor *bad, bool hook)
 {
-    ep_ll_recv recv;
+    ep_ll_recv recv, failed;
     ep_event *event = NULL;
+    ep_tensor y;
     int32_t count = -1;
     const ep_tensor *ids = c->rank == 1 ? bad : &c->ids;
-    TEST_OK(ll_dispatch(c, ids, 0, hook, &recv, &event));
+    TEST_OK(ll_dispatch(c, ids, 0, hook, &failed, &event));
     ep_status status = ep_event_wait(event);
     TEST_CHECK(status == (c->rank == 1 ? EP_ERR_ARGUMENT : EP_ERR_ABORTED));
     TEST_CHECK(c->rank == 1 ? CUDA_SAYS("topk_idx[0][0] is 77") : CUDA_SAYS("gave up"));
-    cuda_read(c, &count, recv.count.data, sizeof count);
+    cuda_read(c, &count, failed.count.data, sizeof count);
     TEST_CHECK(count == 0);
+    TEST_CHECK(ep_ll_combine_buffer(c->buffer, failed.handle, &y) == EP_ERR_STATE);
+    TEST_CHECK(CUDA_SAYS("its call failed"));
     ep_event_release(event);
-    ep_ll_recv_release(&recv);
     for (int i = 0; i < 3; i++) {
         event = NULL;
         TEST_OK(ll_dispatch(c, &c->ids, 0, hook, &recv, &event));
@@ -225,6 +228,7 @@ static int bad_id_round(struct cuda_rank *c, const ep_tensor *bad, bool hook)
         ep_event_release(event);
         ep_ll_recv_release(&recv);
     }
+    ep_ll_recv_release(&failed);
     return 0;
 }
 

@@ -148,6 +148,8 @@ static void finish(epc_flight *flight, ep_status status)
     for (int i = 0; i < 4; i++)
         epc_give(b, flight->blocks[i]);
     memset(flight->blocks, 0, sizeof flight->blocks);
+    if (flight->delivers && flight->status != EP_OK)
+        epc_ll_recv_retire(flight->handle);
     if (flight->handle)
         epc_core.handle_release(flight->handle);
     flight->handle = NULL;

@@ -51,6 +51,7 @@ typedef struct epc_flight {
     struct epc_dispatch *unresolved; /* rows not known yet */
     struct epc_second *second;       /* low latency: the half that a hook is to launch */
     bool finished, has_event, claimed;
+    bool delivers; /* low latency: a dispatch, whose result ends when it fails */
     bool followed; /* a stream waits for it: nobody need wait for its event too */
     ep_status status;
     char message[EPI_ERROR_MAX];

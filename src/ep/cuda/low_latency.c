@@ -297,6 +297,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
     b->ll->slot[slot].result = ((epc_handle *)handle->device)->ll;
     b->ll->slot[slot].used = true;
     flight->handle = handle; /* holds it; the result does so too, and the handle ends with both */
+    flight->delivers = true;
     fill_recv(b, slot, args->scales_by_column, handle, recv);
     return epc_launched(flight, event);
 }
@@ -470,7 +471,10 @@ ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args,
     ep_status status = epc_begin(b, "ep_ll_combine", args->stream, args->previous, &flight);
     if (status != EP_OK)
         return epc_reject(buffer, "ep_ll_combine", status);
-    status = epc_choose_blocks(b, flight->call, args->num_sms, &blocks);
+    if (!own->ll) /* learnt since the arguments were checked */
+        status = epi_fail(EP_ERR_STATE, "ep_ll_combine: the dispatch of this result failed");
+    if (status == EP_OK)
+        status = epc_choose_blocks(b, flight->call, args->num_sms, &blocks);
     if (status == EP_OK)
         status = combine_with(b, flight, own, args, blocks, hook);
     if (status != EP_OK) {
