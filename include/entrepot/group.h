@@ -136,7 +136,8 @@ EP_API ep_status ep_group_query_late(const ep_group *group, uint8_t *late);
  * Brings the ranks that are left in step after a call that failed. Collective
  * among the ranks that are not masked, each of which may have a different view:
  * afterwards all mask whom any of them masked, and whoever has ended. Handles and
- * results from before can still be combined if every rank has one.
+ * results from before can still be combined if every rank has one; on a device
+ * low-latency ones end here, as do their calls whose hooks have yet to run.
  *
  * @return EP_ERR_TIMEOUT names ranks that did not call it: mask them, call again;
  *         EP_ERR_STATE when another rank has masked this one, or a call is under way
@@ -150,6 +151,8 @@ EP_API ep_status ep_group_recover(ep_group *group);
  * ep_buffer_create() once for each buffer that the others have, in the order they
  * were made and with the same configuration. The others keep their buffers,
  * windows and memory; handles and results from before can no longer be combined.
+ * Buffers on devices cannot be kept: destroy them before, and make them anew,
+ * together with the rank, after (EP_ERR_UNSUPPORTED while one is alive).
  *
  * The two sides find each other by EP_JOB or the launcher's job and by the group's
  * name, as in ep_group_create() from the environment, whatever bootstrap the group

@@ -2,6 +2,7 @@
 #include "ep/buffer.h"
 
 #include "base/error.h"
+#include "entrepot/device.h"
 #include "ep/args.h"
 #include "ep/backend.h"
 #include "ep/ll.h"
@@ -202,6 +203,16 @@ static ep_status open_window(ep_buffer *buffer)
     return EP_OK;
 }
 
+static ep_status check_index(const ep_buffer_config *config)
+{
+    int32_t count = 0;
+    EPI_TRY(ep_device_count(config->device, &count));
+    if (count > 0 && config->device_index >= count)
+        return epi_fail(EP_ERR_ARGUMENT, "ep_buffer_create: device_index is %d; it must be 0..%d",
+                        (int)config->device_index, (int)count - 1);
+    return EP_OK;
+}
+
 /* On an accelerator its backend has the window and the calls. Every rank must find one before any
    begins what all take part in. */
 static ep_status open_device(ep_buffer *buffer)
@@ -209,6 +220,8 @@ static ep_status open_device(ep_buffer *buffer)
     const epi_backend_ops *backend = NULL;
     uint64_t epoch = 0;
     ep_status status = epi_backend_find(buffer->config.device, &backend);
+    if (status == EP_OK)
+        status = check_index(&buffer->config);
     EPI_TRY(agree(buffer->group, &buffer->config, status, &epoch));
     EPI_TRY(backend->create(buffer));
     buffer->backend = backend;
@@ -290,12 +303,8 @@ ep_status ep_buffer_create(ep_group *group, const ep_buffer_config *given, ep_bu
         destroy(buffer);
         return status;
     }
-    if (buffer->backend) { /* its calls have numbers of their own */
-        *out = buffer;
-        return EP_OK;
-    }
     enlist(buffer);
-    if (epoch > 0) /* the others have had this buffer for some time */
+    if (epoch > 0 && !buffer->backend) /* the others have had this buffer for some time */
         epi_buffer_align(buffer, epoch + 2);
     *out = buffer;
     return EP_OK;

@@ -284,8 +284,13 @@ static ep_status check(ep_group *group, int32_t rank)
         return epi_fail(EP_ERR_UNSUPPORTED, "transport \"%s\" takes no rank in again",
                         group->transport->ops->name);
     int buffers = 0;
-    for (const ep_buffer *buffer = group->buffers; buffer; buffer = buffer->next_of_group)
+    for (const ep_buffer *buffer = group->buffers; buffer; buffer = buffer->next_of_group) {
+        if (buffer->backend)
+            return epi_fail(EP_ERR_UNSUPPORTED,
+                            "a buffer on a device is alive; destroy it on every rank, and make "
+                            "one anew when the rank is back");
         buffers++;
+    }
     if (atomic_load(&group->num_objects) != buffers)
         return epi_fail(EP_ERR_STATE, "%d channels are alive; destroy them first",
                         atomic_load(&group->num_objects) - buffers);
