@@ -7,9 +7,8 @@ import entrepot
 
 # How a rank that gave up says that it misses another one.
 _MISSING = ("no word from", "has ended")
-# A device has a status for words, and none where the rank has gone on to later calls; or this rank
-# went on without a call that was under way.
-_ON_DEVICE = re.compile(r"rank \d+ gave up(: EP_ERR_TIMEOUT)?$|brought in step")
+# One that has gone on says nothing; or this rank went on without a call that was under way.
+_ON_DEVICE = re.compile(r"rank \d+ gave up$|brought in step")
 
 
 def is_loss(error: entrepot.Error) -> bool:

@@ -37,6 +37,32 @@ static ep_status find_furthest(const epc_buffer *b, counts *own)
     return status;
 }
 
+/* All other ranks' words in this rank's window, as if each had done with the last call. Their
+   kernels have ended; the next ones begin when every rank has come so far. */
+static ep_status settle_flags(epc_buffer *b, const counts *c)
+{
+    size_t bytes = (size_t)b->num_ranks * EPC_NUM_FLAGS * sizeof(uint32_t);
+    uint32_t *flags = calloc(1, bytes), *all = calloc((size_t)b->num_ranks, sizeof *all);
+    ep_status status =
+        flags && all ? EP_OK : epi_fail(EP_ERR_MEMORY, "ep_group_recover: out of memory");
+    for (int r = 0; r < b->num_ranks && status == EP_OK; r++) {
+        uint32_t *own = flags + r * EPC_NUM_FLAGS;
+        own[EPC_FLAG_DONE] = c->value[EPOCH];
+        for (int i = 0; i < 2; i++) {
+            uint32_t *of_slot = own + EPC_FLAG_LL + i * EPC_LL_FLAGS;
+            of_slot[EPC_LL_ROWS] = of_slot[EPC_LL_PULLED] = c->value[LL_DISPATCH + i];
+            of_slot[EPC_LL_Y] = of_slot[EPC_LL_READ] = c->value[LL_COMBINE + i];
+        }
+    }
+    if (status == EP_OK)
+        status = epi_gpu_put(b->segments[0].memory, flags, bytes);
+    if (status == EP_OK)
+        status = epc_core.allgather(b->buffer->group, &(uint32_t){0}, all, sizeof *all);
+    free(flags);
+    free(all);
+    return status;
+}
+
 ep_status epc_align(epc_buffer *b)
 {
     epc_state state;
@@ -54,5 +80,7 @@ ep_status epc_align(epc_buffer *b)
     }
     b->serial = c.value[SERIAL];
     b->lost = 0;
-    return epi_gpu_put(b->comm.state, &state, sizeof state);
+    b->half_failed = EP_OK;
+    EPI_TRY(epi_gpu_put(b->comm.state, &state, sizeof state));
+    return settle_flags(b, &c);
 }

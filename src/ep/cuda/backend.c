@@ -131,6 +131,7 @@ static void destroy_device(epc_buffer *b)
     epc_ll_destroy(b);
     free_tables(b);
     epc_exports_destroy(b);
+    epc_reasons_destroy(b);
     epc_window_destroy(b);
     epi_gpu_event_destroy(b->last_done);
     epi_gpu_stream_destroy(b->stream);
@@ -143,6 +144,7 @@ static ep_status build(epc_buffer *b)
 {
     EPI_TRY(find_sharing(b, make_local(b)));
     EPI_TRY(epc_window_create(b));
+    EPI_TRY(epc_reasons_create(b));
     return epc_exports_create(b);
 }
 
@@ -218,15 +220,25 @@ static void query(const ep_buffer *buffer, ep_buffer_info *info)
 
 /* ---------------------------------------------------------------- refusals */
 
+ep_status epc_begin_refusal(epc_buffer *b, epc_flight **flight)
+{
+    ep_status earlier = epc_begin(b, "a refused call", b->stream, NULL, flight);
+    if (earlier == EP_OK)
+        return EP_OK;
+    EPI_TRY(epc_begin(b, "a refused call", b->stream, NULL, flight));
+    b->failed = earlier; /* the next call reports it: this one has an error of its own */
+    return EP_OK;
+}
+
 /* A kernel of one block that tells the others; its own report is of no interest. */
 static ep_status launch_refusal(epc_buffer *b, ep_status status)
 {
     epc_flight *flight;
     epc_combine_params p;
     memset(&p, 0, sizeof p);
-    EPI_TRY(epc_begin(b, "a refused call", b->stream, NULL, &flight));
+    p.reject = epc_reason_publish(b, status, ep_last_error());
+    EPI_TRY(epc_begin_refusal(b, &flight));
     p.field[EPC_F_OP] = EPC_OP_REJECT;
-    p.reject = (uint32_t)status;
     p.dtype = EPC_BF16;
     p.serial = flight->serial;
     p.report = flight->report;

@@ -129,8 +129,7 @@ typedef struct epc_call {
     const epc_comm *comm;
     epc_state *state;
     uint32_t epoch;
-    int abort_flag;    /* of the sources' flags, the one that says "given up" */
-    uint32_t rejected; /* status with which the host refused the call, low latency only */
+    int abort_flag; /* of the sources' flags, the one that says "given up" */
     uint64_t deadline;
     uint32_t *refused; /* in shared memory: this block found bad ids; NULL: it looks at none */
 } epc_call;
@@ -150,12 +149,52 @@ static __device__ __noinline__ void epc_fail_call(epc_state *state, uint32_t fai
     __threadfence();
 }
 
-/* The source has given the call up, or gone on without us: then it left no word of why. */
-static __device__ __noinline__ void epc_fail_with(const epc_call *call, int source)
+/* By the last block, when the call was given up by a rank that had left it before this one looked:
+   its word may still be there. Apart from the wait, which has no registers to spare. */
+static __device__ __noinline__ void epc_learn_why(const epc_call *call)
 {
-    const uint32_t *flag = epc_flag_at(call->comm, call->comm->rank, source, call->abort_flag);
-    uint32_t why = epc_load_flag(flag) == call->epoch ? epc_load_flag(flag + EPC_WHY) : 0;
-    epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)source, why, 0, 0, 0);
+    uint32_t *why = call->state->detail;
+    if (threadIdx.x == 0 && *why >> 8 == EP_ERR_ABORTED) {
+        uint64_t word = epc_load_word(
+            epc_flag_at(call->comm, call->comm->rank, (int)(*why & 0xff), call->abort_flag));
+        if ((uint32_t)(word >> 32) == call->epoch)
+            *why = (uint32_t)word;
+    }
+    __syncthreads();
+}
+
+/* The word that tells others why this rank gives the call up; once its blocks have come. */
+static __device__ __noinline__ uint32_t epc_why(const epc_call *call)
+{
+    const epc_state *state = call->state;
+    uint32_t rank = (uint32_t)call->comm->rank;
+    switch (epc_load_gpu(&state->fail)) {
+    case EPC_FAIL_ABORTED:
+    case EPC_FAIL_REFUSED:
+        return state->detail[0];
+    case EPC_FAIL_TIMEOUT:
+        return EPC_WHY(rank, EP_ERR_TIMEOUT, __ffsll((long long)state->late));
+    case EPC_FAIL_ID:
+        return EPC_WHY(rank, EP_ERR_ARGUMENT, 0);
+    case EPC_FAIL_MISMATCH:
+        return EPC_WHY(rank, EP_ERR_MISMATCH, 0);
+    case EPC_FAIL_DUPLICATE:
+    case EPC_FAIL_CORRUPT:
+        return EPC_WHY(rank, EP_ERR_CORRUPT, 0);
+    default:
+        return EPC_WHY(rank, EP_ERR_CAPACITY, 0);
+    }
+}
+
+/* Whether `source` has given the call up, and then fails it here. */
+static __device__ __noinline__ bool epc_heed_abort(const epc_call *call, int source)
+{
+    uint64_t word =
+        epc_load_word(epc_flag_at(call->comm, call->comm->rank, source, call->abort_flag));
+    if ((uint32_t)(word >> 32) != call->epoch)
+        return false;
+    epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)word, 0, 0, 0, 0);
+    return true;
 }
 
 /* Looked at now and then while waiting for `source`: false ends the wait. */
@@ -163,11 +202,13 @@ static __device__ __noinline__ bool epc_may_wait(const epc_call *call, int sourc
 {
     if (epc_load_gpu(&call->state->fail) != EPC_OK)
         return false;
-    if (epc_load_flag(epc_flag_at(call->comm, call->comm->rank, source, call->abort_flag)) ==
-        call->epoch) {
-        epc_fail_with(call, source);
+    /* Also whoever gave up while waiting for the same rank: a rank at a time, as the clock goes. */
+    uint32_t other = (uint32_t)epc_now_ns() >> 10 & (EPC_MAX_RANKS - 1);
+    if (other < (uint32_t)call->comm->num_ranks && !epc_is_masked(call->comm, (int)other) &&
+        epc_heed_abort(call, (int)other))
         return false;
-    }
+    if (epc_heed_abort(call, source))
+        return false;
     if (epc_now_ns() < call->deadline)
         return true;
     atomicOr((unsigned long long *)&call->state->late, 1ull << source);
@@ -187,7 +228,8 @@ static __device__ bool epc_wait_word(const epc_call *call, int source, const uin
             return true;
         }
         if (epoch && epc_reached(epoch, call->epoch)) { /* the source has gone on without us */
-            epc_fail_with(call, source);
+            epc_fail_call(call->state, EPC_FAIL_ABORTED, EPC_WHY(source, EP_ERR_ABORTED, 0), 0, 0,
+                          0, 0);
             return false;
         }
         if (spins % 256 == 0 && !epc_may_wait(call, source))
@@ -195,9 +237,11 @@ static __device__ bool epc_wait_word(const epc_call *call, int source, const uin
     }
 }
 
-static __device__ bool epc_wait_flag(const epc_call *call, int source, const uint32_t *flag)
+/* Until the flag has come to `epoch`, the call's or the one before. */
+static __device__ bool epc_wait_flag(const epc_call *call, int source, const uint32_t *flag,
+                                     uint32_t epoch)
 {
-    for (int spins = 1; !epc_reached(epc_load_flag(flag), call->epoch); spins++)
+    for (int spins = 1; !epc_reached(epc_load_flag(flag), epoch); spins++)
         if (spins % 64 == 0 && !epc_may_wait(call, source))
             return false;
     return true;
@@ -283,36 +327,13 @@ static __device__ bool epc_is_last_to_add(uint32_t *counter)
     return last;
 }
 
-/* Why this rank gives a call up: what it found, or what it heard of another. */
-static __device__ __noinline__ uint32_t epc_why(const epc_call *call)
+/* One thread a rank: tells rank r that this one is done with `flag`, or `why` it gave the call up.
+   The flag releases that word as well. */
+static __device__ void epc_raise(const epc_call *call, int r, int flag, uint32_t why)
 {
-    switch (epc_load_gpu(&call->state->fail)) {
-    case EPC_FAIL_TIMEOUT:
-        return EP_ERR_TIMEOUT;
-    case EPC_FAIL_ABORTED:
-        return epc_load_gpu(&call->state->detail[1]);
-    case EPC_FAIL_MISMATCH:
-        return EP_ERR_MISMATCH;
-    case EPC_FAIL_ID:
-        return EP_ERR_ARGUMENT;
-    case EPC_FAIL_DUPLICATE:
-    case EPC_FAIL_CORRUPT:
-        return EP_ERR_CORRUPT;
-    case EPC_FAIL_REFUSED:
-        return call->rejected;
-    default:
-        return EP_ERR_CAPACITY;
-    }
-}
-
-/* One thread a rank: tells rank r that this one is done with `flag`, or gave the call up. */
-static __device__ void epc_raise(const epc_call *call, int r, int flag, bool gave_up)
-{
-    if (gave_up) {
-        uint32_t *abort = epc_flag_at(call->comm, r, call->comm->rank, call->abort_flag);
-        epc_store_flag(abort + EPC_WHY, epc_why(call));
-        epc_store_flag(abort, call->epoch);
-    }
+    if (why)
+        epc_store_word(epc_flag_at(call->comm, r, call->comm->rank, call->abort_flag), why,
+                       call->epoch);
     epc_store_flag(epc_flag_at(call->comm, r, call->comm->rank, flag), call->epoch);
 }
 
@@ -329,29 +350,24 @@ static __device__ void epc_await_peer(const epc_call *call, int r, int flag)
         return;
     }
     /* Done and given up at once: what it should have written may be missing. */
-    if (epc_load_flag(epc_flag_at(call->comm, call->comm->rank, r, call->abort_flag)) ==
-        call->epoch)
-        epc_fail_with(call, r);
+    epc_heed_abort(call, r);
 }
 
-/*
- * Every thread of a normal call's kernel calls this last. The last block to
- * come tells every rank that this one is done, waits for the same word of every
- * rank, and reports; `more`: only a failure, as the kernel behind reports the rest.
- */
-static __device__ void epc_finish_call(const epc_call *call, epc_report *report, uint32_t serial,
-                                       bool more)
+/* By the last block: tells every rank that this one is done, waits for the same word of every rank,
+   and reports. Apart, so that what comes before keeps its registers. */
+static __device__ __noinline__ void epc_end_call(const epc_call *call, epc_report *report,
+                                                 uint32_t serial, bool more)
 {
     const epc_comm *comm = call->comm;
-    if (!epc_is_last_to_add(&call->state->exited))
-        return;
     /* A failure that every rank sees alike ends in step; one that only this rank sees tells the
        others to stop waiting. */
     uint32_t fail = epc_load_gpu(&call->state->fail);
     bool alone = fail == EPC_FAIL_TIMEOUT || fail == EPC_FAIL_ABORTED;
+    if (fail == EPC_FAIL_ABORTED)
+        epc_learn_why(call);
     int r = (int)threadIdx.x;
     if (r < comm->num_ranks && !epc_is_masked(comm, r)) {
-        epc_raise(call, r, EPC_FLAG_DONE, alone);
+        epc_raise(call, r, EPC_FLAG_DONE, alone ? epc_why(call) : 0);
         if (!alone)
             epc_await_peer(call, r, EPC_FLAG_DONE);
     }
@@ -362,7 +378,26 @@ static __device__ void epc_finish_call(const epc_call *call, epc_report *report,
         call->state->epoch = call->epoch;
         if (fail)
             call->state->failed = call->epoch;
+        if (alone || fail == EPC_FAIL_MISMATCH)
+            call->state->undone = call->epoch;
     }
+}
+
+/* Every thread of a normal call's kernel calls this last; `more`: only a failure is reported, as
+   the kernel behind reports the rest. */
+static __device__ void epc_finish_call(const epc_call *call, epc_report *report, uint32_t serial,
+                                       bool more)
+{
+    if (epc_is_last_to_add(&call->state->exited))
+        epc_end_call(call, report, serial, more);
+}
+
+/* Instead of the second half of a call whose first half was undone on every rank: no call. */
+static __device__ __noinline__ void epc_skip_call(epc_state *state, epc_report *report,
+                                                  uint32_t serial)
+{
+    if (epc_is_last_to_add(&state->exited) && threadIdx.x == 0)
+        epc_report_end(state, report, serial);
 }
 
 /* ------------------------------------------- bulk copy engine (SM90 and up) */

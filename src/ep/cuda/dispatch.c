@@ -95,7 +95,7 @@ static void describe_agreement(epc_dispatch *d)
     f[EPC_F_EXPERTS] = (uint32_t)p->num_experts;
     f[EPC_F_TABLE] = handle->table;
     f[EPC_F_LAYOUT] = (uint32_t)p->by_expert;
-    f[EPC_F_ALIGNMENT] = p->by_expert ? (uint32_t)p->alignment : 0;
+    f[EPC_F_ALIGNMENT] = (uint32_t)p->alignment;
     f[EPC_F_ID_BYTES] = d->cached ? 0 : (uint32_t)p->id_bytes;
     f[EPC_F_WEIGHTS] = p->weights != NULL;
     f[EPC_F_HANDLE] = d->cached ? handle->serial : 0;
@@ -586,7 +586,8 @@ ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward
     const epc_handle *device = args->handle->device;
     bool by_expert = args->handle->layout == EP_ROWS_BY_EXPERT;
     epc_dispatch *d = NULL;
-    if (given(&args->grad_topk_weights)) { /* dot products first: a call of its own */
+    bool halves = given(&args->grad_topk_weights);
+    if (halves) { /* dot products first: a call of its own */
         epc_combine_call_args dots = {.call = call,
                                       .y = args->y,
                                       .dot = args->grad_out,
@@ -594,7 +595,8 @@ ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward
                                       .handle = args->handle,
                                       .previous = args->previous,
                                       .stream = args->stream,
-                                      .num_sms = args->num_sms};
+                                      .num_sms = args->num_sms,
+                                      .first_half = true};
         EPI_TRY(epc_combine_run(buffer, &dots, NULL));
     }
     forward.x = args->grad_out;
@@ -607,6 +609,8 @@ ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward
     if (status != EP_OK)
         return epc_reject(buffer, call, status);
     status = prepare(d, &forward);
+    d->flight->second_half = halves;
+    d->params.second_half = halves;
     if (status == EP_OK && by_expert) {
         d->params.weighted = 1;
         d->params.row_weight =

@@ -377,8 +377,11 @@ static __device__ bool epc_exchange(const epc_dispatch_params *p, const epc_call
     if (!refused && !p->cached) {
         if (epc_grid_barrier(call))
             epc_push_counts(p, call, tables->sums);
-        else /* EP_ERR_ARGUMENT, EP_ERR_CORRUPT */
-            refused = epc_load_gpu(&call->state->fail) == EPC_FAIL_ID ? 2 : 10;
+        else
+            refused = EPC_WHY(call->comm->rank,
+                              epc_load_gpu(&call->state->fail) == EPC_FAIL_ID ? EP_ERR_ARGUMENT
+                                                                              : EP_ERR_CORRUPT,
+                              0);
     }
     if (blockIdx.x == 0 && epc_warp() == (int)(blockDim.x / EPC_WARP) - 1)
         epc_push_dispatch_header(p, call, refused);
@@ -448,14 +451,20 @@ static __device__ bool epc_run_bulk(const epc_dispatch_params *p, const epc_call
 }
 #endif
 
-enum { EPC_BY_REGISTERS, EPC_BY_ENGINE, EPC_QUANTISED_BY_ENGINE };
+enum { EPC_BY_REGISTERS, EPC_BY_ENGINE, EPC_QUANTISED_BY_ENGINE, EPC_HOW };
+/* More than this: the second half of a call. Apart, as all others take what it costs in registers.
+ */
+#define EPC_SECOND EPC_HOW
 
-template <int HOW>
+template <int KIND>
 __global__ void __launch_bounds__(EPC_THREADS, 1)
     epc_dispatch_kernel(const __grid_constant__ epc_dispatch_params p)
 {
     extern __shared__ __align__(128) uint8_t memory[];
     __shared__ uint32_t refused;
+    constexpr int HOW = KIND % EPC_HOW;
+    if (KIND >= EPC_SECOND && p.comm.state->undone == p.comm.state->epoch)
+        return epc_skip_call(p.comm.state, p.report, p.serial);
     epc_call call = epc_begin_call(&p.comm, p.timeout_ns);
     int columns = p.by_expert ? p.num_experts : p.comm.num_ranks;
     epc_tables tables = epc_tables_at(memory, p.comm.num_ranks, columns,
@@ -487,7 +496,9 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
 typedef void (*epc_dispatch_fn)(epc_dispatch_params);
 static const epc_dispatch_fn epc_kernels[] = {epc_dispatch_kernel<EPC_BY_REGISTERS>,
                                               epc_dispatch_kernel<EPC_BY_ENGINE>,
-                                              epc_dispatch_kernel<EPC_QUANTISED_BY_ENGINE>};
+                                              epc_dispatch_kernel<EPC_QUANTISED_BY_ENGINE>,
+                                              epc_dispatch_kernel<EPC_SECOND + EPC_BY_REGISTERS>,
+                                              epc_dispatch_kernel<EPC_SECOND + EPC_BY_ENGINE>};
 
 extern "C" int epc_dispatch_prepare(int max_shared)
 {
@@ -507,6 +518,8 @@ extern "C" int epc_dispatch_launch(const epc_dispatch_params *params, int blocks
     int how = !params->bulk      ? EPC_BY_REGISTERS
               : params->quantise ? EPC_QUANTISED_BY_ENGINE
                                  : EPC_BY_ENGINE;
+    if (params->second_half) /* gradients are not quantised */
+        how += EPC_SECOND;
     return (int)cudaLaunchKernel((const void *)epc_kernels[how], dim3((unsigned)blocks),
                                  dim3(EPC_THREADS), arguments, shared, (cudaStream_t)stream);
 }

@@ -19,7 +19,6 @@ static __device__ epc_call epc_begin_call(const epc_comm *comm, int64_t timeout_
     call.comm = comm;
     call.state = comm->state;
     call.epoch = comm->state->epoch + 1;
-    call.rejected = 0;
     call.abort_flag = EPC_FLAG_ABORT;
     call.deadline = epc_now_ns() + (uint64_t)timeout_ns;
     call.refused = NULL;
@@ -37,19 +36,43 @@ static __device__ void epc_push_header(const epc_call *call, const uint32_t *min
     }
 }
 
-/* A field of `rank` differs from this rank's: it has refused the call, or ranks disagree. */
-static __device__ __noinline__ void epc_judge_field(const epc_call *call, int rank, int field,
-                                                    uint32_t mine, uint32_t other)
+/* Field `f` of `rank`; false: the call has failed. */
+static __device__ bool epc_header_field(const epc_call *call, int rank, int f, uint32_t *value)
+{
+    return epc_wait_word(call, rank, epc_header_at(call->comm, call->comm->rank, rank) + f, value);
+}
+
+/* Some field differs: a rank has refused the call, or ranks disagree. Every thread and every rank
+   that sees it comes to the same verdict, by comparing all ranks with the first. */
+static __device__ __noinline__ void epc_judge_headers(const epc_call *call)
 {
     const epc_comm *comm = call->comm;
-    uint32_t reject = 0;
-    if (!epc_wait_word(call, rank, epc_header_at(comm, comm->rank, rank) + EPC_F_REJECT, &reject))
-        return;
-    if (reject)
-        epc_fail_call(call->state, EPC_FAIL_ABORTED, (uint32_t)rank, reject, 0, 0, 0);
-    else
-        epc_fail_call(call->state, EPC_FAIL_MISMATCH, (uint32_t)field, (uint32_t)comm->rank,
-                      (uint32_t)rank, mine, other);
+    int first = -1;
+    uint32_t a = 0, b = 0;
+    EPC_EACH_RANK(r, comm->num_ranks)
+    {
+        if (epc_is_masked(comm, r))
+            continue;
+        first = first < 0 ? r : first;
+        if (!epc_header_field(call, r, EPC_F_REJECT, &a))
+            return;
+        if (a) {
+            epc_fail_call(call->state, EPC_FAIL_ABORTED, a, 0, 0, 0, 0);
+            return;
+        }
+    }
+    for (int i = 0; i < comm->num_ranks * EPC_AGREED; i++) {
+        int r = i / EPC_AGREED, f = i % EPC_AGREED;
+        if (epc_is_masked(comm, r))
+            continue;
+        if (!epc_header_field(call, first, f, &a) || !epc_header_field(call, r, f, &b))
+            return;
+        if (a != b) {
+            epc_fail_call(call->state, EPC_FAIL_MISMATCH, (uint32_t)f, (uint32_t)first, (uint32_t)r,
+                          a, b);
+            return;
+        }
+    }
 }
 
 /*
@@ -72,7 +95,7 @@ static __device__ bool epc_gather_headers(const epc_call *call, const uint32_t *
         uint32_t want = f < EPC_AGREED ? fields[f] : f == EPC_F_REJECT ? 0 : value;
         if (ok && value != want) {
             ok = false;
-            epc_judge_field(call, r, f, want, value);
+            epc_judge_headers(call);
         }
     }
     return ok;

@@ -34,18 +34,18 @@ bool epc_counts_are_in(const epc_flight *flight)
 /* ---------------------------------------------------------------- failures */
 
 static const char *const field_names[EPC_AGREED] = {
-    [EPC_F_OP] = "the call (1 dispatch, 2 cached dispatch, 3 combine)",
+    [EPC_F_OP] = "the call (1 dispatch, 2 combine, 3 cached dispatch)",
     [EPC_F_HIDDEN] = "hidden",
     [EPC_F_DTYPE] = "dtype (ep_dtype)",
     [EPC_F_WIRE] = "wire (ep_dtype)",
-    [EPC_F_SCALE] = "scale (ep_scale)",
     [EPC_F_TOPK] = "topk",
+    [EPC_F_ID_BYTES] = "topk_idx (bytes of an id)",
     [EPC_F_EXPERTS] = "num_experts",
     [EPC_F_TABLE] = "expert_rank (checksum)",
+    [EPC_F_WEIGHTS] = "topk_weights given",
+    [EPC_F_SCALE] = "scale (ep_scale)",
     [EPC_F_LAYOUT] = "layout (ep_row_layout)",
     [EPC_F_ALIGNMENT] = "expert_alignment",
-    [EPC_F_ID_BYTES] = "topk_idx (bytes of an id)",
-    [EPC_F_WEIGHTS] = "topk_weights given",
     [EPC_F_HANDLE] = "handle (number of the call that made it)",
     [EPC_F_MASK] = "masked ranks (checksum)",
 };
@@ -66,9 +66,9 @@ static ep_status timeout_error(const epc_flight *flight, const epc_report *repor
     for (int r = 0; r < flight->owner->num_ranks && used < sizeof late - 16; r++)
         if (report->late >> r & 1)
             used += (size_t)snprintf(late + used, sizeof late - used, "%s%d", used ? ", " : "", r);
-    return epi_fail(EP_ERR_TIMEOUT, "%s (call %u): not heard from within %lld ms: rank %s",
-                    flight->call, flight->serial,
-                    (long long)flight->owner->buffer->group->timeout_ms, late);
+    return epi_fail(EP_ERR_TIMEOUT, "%s (call %u): no word from rank%s %s within %lld ms",
+                    flight->call, flight->serial, report->late & (report->late - 1) ? "s" : "",
+                    late, (long long)flight->owner->buffer->group->timeout_ms);
 }
 
 static int64_t wide(uint32_t low, uint32_t high)
@@ -89,9 +89,7 @@ static ep_status kernel_error(const epc_flight *flight)
         return timeout_error(flight, report);
     case EPC_FAIL_ABORTED:
         note_late(flight, 0);
-        return epi_fail(EP_ERR_ABORTED, "%s (call %u): rank %u gave up%s%s", flight->call,
-                        flight->serial, d[0], d[1] ? ": " : "",
-                        d[1] ? ep_status_string((ep_status)d[1]) : "");
+        return epc_gave_up_error(flight, d[0]);
     case EPC_FAIL_MISMATCH:
         return epi_fail(EP_ERR_MISMATCH, "%s: %s differs: %u on rank %u, %u on rank %u",
                         flight->call, d[0] < EPC_AGREED ? field_names[d[0]] : "wire (1 LogFMT-10)",
@@ -109,9 +107,11 @@ static ep_status kernel_error(const epc_flight *flight)
             "window_bytes",
             flight->call, d[0], d[4], (long long)wide(d[1], d[2]));
     case EPC_FAIL_ID:
-        return epi_fail(EP_ERR_ARGUMENT,
-                        "%s: topk_idx[%u][%u] is %lld; it must be -1..num_experts - 1",
-                        flight->call, d[0], d[1], (long long)wide(d[2], d[3]));
+        if (d[4] == 0)
+            return epi_fail(EP_ERR_ARGUMENT, "%s: topk_idx[%u][%u] is %lld; in dispatch it was not",
+                            flight->call, d[0], d[1], (long long)wide(d[2], d[3]));
+        return epi_fail(EP_ERR_ARGUMENT, "%s: topk_idx[%u][%u] is %lld; it must be -1..%u",
+                        flight->call, d[0], d[1], (long long)wide(d[2], d[3]), d[4] - 1);
     case EPC_FAIL_DUPLICATE:
         return epi_fail(EP_ERR_CORRUPT,
                         "%s: topk_idx[%u] names expert %u twice, the second time at place %u",
@@ -134,12 +134,28 @@ ep_status epc_outcome(const epc_flight *flight)
 
 /* ---------------------------------------------------------------- ends of calls */
 
+/* A call of two halves fails with the first. */
+static ep_status tell_halves(const epc_flight *flight, ep_status status)
+{
+    epc_buffer *b = flight->owner;
+    if (flight->first_half && status != EP_OK) {
+        b->half_failed = status;
+        snprintf(b->half_failure, sizeof b->half_failure, "%s", ep_last_error());
+    }
+    if (!flight->second_half || b->half_failed == EP_OK)
+        return status;
+    status = epi_fail(b->half_failed, "%s", b->half_failure);
+    b->half_failed = EP_OK;
+    return status;
+}
+
 /* `status`: how the device ended it; when that failed, the report is an earlier call's. */
 static void finish(epc_flight *flight, ep_status status)
 {
     epc_buffer *b = flight->owner;
     if (status == EP_OK)
         status = kernel_error(flight);
+    status = tell_halves(flight, status);
     flight->finished = true;
     if (status != EP_OK && flight->status == EP_OK) {
         flight->status = status;
@@ -156,7 +172,8 @@ static void finish(epc_flight *flight, ep_status status)
     if (flight->slot < EPC_MAX_FLIGHTS)
         b->free_slots |= 1ull << flight->slot;
     /* Nobody waits for this one: the next call says so. */
-    if (!flight->has_event && !flight->claimed && flight->status != EP_OK && b->failed == EP_OK) {
+    if (!flight->has_event && !flight->claimed && !flight->first_half && flight->status != EP_OK &&
+        b->failed == EP_OK) {
         b->failed = flight->status;
         snprintf(b->failure, sizeof b->failure, "%s", flight->message);
     }
@@ -426,8 +443,12 @@ static ep_status end_flight(epc_flight *flight)
 {
     if (!flight->finished) {
         ep_status status = epc_await_end(flight);
-        unlink_flight(flight);
-        finish(flight, status);
+        if (flight->second_half)
+            epc_collect(flight->owner); /* the first half, and this one where nothing is wrong */
+        if (!flight->finished) {
+            unlink_flight(flight);
+            finish(flight, status);
+        }
     }
     return epc_outcome(flight);
 }

@@ -51,8 +51,9 @@ typedef struct epc_flight {
     struct epc_dispatch *unresolved; /* rows not known yet */
     struct epc_second *second;       /* low latency: the half that a hook is to launch */
     bool finished, has_event, claimed;
-    bool delivers; /* low latency: a dispatch, whose result ends when it fails */
-    bool followed; /* a stream waits for it: nobody need wait for its event too */
+    bool delivers;                /* low latency: a dispatch, whose result ends when it fails */
+    bool first_half, second_half; /* of one call of the caller's, told by the second */
+    bool followed;                /* a stream waits for it: nobody need wait for its event too */
     ep_status status;
     char message[EPI_ERROR_MAX];
     struct epc_flight *next;
@@ -134,12 +135,15 @@ typedef struct epc_buffer {
     epc_flight *kept; /* captured: what they use stays as long as the buffer */
     ep_status failed; /* a call without an event failed; reported by the next one */
     char failure[EPI_ERROR_MAX];
+    ep_status half_failed; /* the first half of a call did; reported by its second */
+    char half_failure[EPI_ERROR_MAX];
     uint64_t lost; /* ranks that a call did not hear from */
     epc_table *tables;
     epc_block *scratch, *old_scratch[32];
     int num_old;
     int64_t flip_at, flip_row; /* verify mode, by EP_CUDA_FAULT: call, 0 none, and row */
     struct epc_exports *exports;
+    struct epc_reasons *reasons;
     struct epc_ll *ll;
 } epc_buffer;
 
@@ -236,10 +240,21 @@ static inline size_t epc_padded(size_t bytes)
     return (bytes + EPC_ALIGN - 1) / EPC_ALIGN * EPC_ALIGN;
 }
 
+/* reasons.c: why calls are given up */
+typedef struct epc_reasons epc_reasons;
+ep_status epc_reasons_create(epc_buffer *b);
+void epc_reasons_destroy(epc_buffer *b);
+/* This rank refuses a call with `status`: the word for kernels, under which peers find the text. */
+uint32_t epc_reason_publish(epc_buffer *b, ep_status status, const char *text);
+/* The error of a call that was given up, for the reason that word `why` tells. */
+ep_status epc_gave_up_error(const epc_flight *flight, uint32_t why);
+
 /* align.c */
 ep_status epc_align(epc_buffer *b);
 
 /* backend.c */
+/* Begins what tells the others that this rank refuses a call, even after an earlier failure. */
+ep_status epc_begin_refusal(epc_buffer *b, epc_flight **flight);
 ep_status epc_reject(ep_buffer *buffer, const char *call, ep_status status);
 
 /* dispatch.c */
@@ -267,7 +282,7 @@ void epc_ll_handle_free(ep_handle *handle);
 void epc_ll_destroy(epc_buffer *b);
 /* Until no peer reads this rank's window any more for a low-latency call; at most the timeout. */
 void epc_ll_await_readers(epc_buffer *b);
-/* This rank's part of a low-latency call that it refuses. */
+/* This rank's part of a low-latency call that it refuses, with the last error. */
 ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status);
 ep_status epc_run_second(epc_flight *flight, void *stream);
 
@@ -283,7 +298,7 @@ ep_status epc_dispatch_backward_call(ep_buffer *buffer, const ep_dispatch_backwa
 typedef struct epc_combine_call_args {
     const char *call;
     ep_tensor y, row_weights, topk_weights, bias[2], out, out_weights, dot;
-    bool weighted;
+    bool weighted, first_half; /* a second half follows */
     ep_handle *handle;
     ep_event *previous;
     void *stream;

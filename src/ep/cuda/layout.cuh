@@ -35,7 +35,7 @@ static __device__ __forceinline__ int epc_checked_id(const epc_dispatch_params *
         return (int)id;
     *call->refused = 1;
     epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)id,
-                  (uint32_t)(id >> 32), 0);
+                  (uint32_t)(id >> 32), (uint32_t)p->num_experts);
     return -1;
 }
 

@@ -16,6 +16,7 @@ typedef struct epc_ll_shape {
 typedef struct epc_ll_slot {
     struct epc_ll_handle *result; /* that has the slot's memory; NULL: it is free */
     bool used, combined;          /* by a dispatch, by a combine */
+    bool summed;                  /* `result` has been combined */
     epc_block *own;               /* x, scales and the small arrays of results */
     uint8_t *x;
     uint32_t *scales;
@@ -68,7 +69,7 @@ static inline bool epc_ll_overflow_fails(const epc_buffer *b, const epc_ll_shape
    change. */
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
                                 int blocks, bool capturing);
-/* This rank's part of setting memory up, when it refuses the call. */
+/* This rank's part of setting memory up, when it refuses the call with the last error. */
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status);
 /* Gives a result's slot to other results, once. */
 void epc_ll_retire(struct epc_ll_handle *own);

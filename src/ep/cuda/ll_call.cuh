@@ -37,7 +37,6 @@ static __device__ epc_call epc_begin_ll(const epc_ll_params *p, uint32_t epoch, 
     call.comm = &p->comm;
     call.state = p->comm.state;
     call.epoch = epoch;
-    call.rejected = (uint32_t)p->refused;
     call.abort_flag = EPC_FLAG_LL + p->slot * EPC_LL_FLAGS + abort_flag;
     call.deadline = epc_now_ns() + (uint64_t)p->timeout_ns;
     return call;
@@ -48,13 +47,14 @@ static __device__ __forceinline__ int epc_ll_flag_of(const epc_ll_params *p, int
     return EPC_FLAG_LL + p->slot * EPC_LL_FLAGS + flag;
 }
 
-/* By the first threads of a block: every rank's `flag` at the call's epoch. */
-static __device__ bool epc_await_all(const epc_call *call, int flag)
+/* By the first threads of a block: every rank's `flag` at the epoch before the call's. */
+static __device__ bool epc_await_before(const epc_call *call, int flag)
 {
     int r = (int)threadIdx.x;
     bool ok = true;
     if (r < call->comm->num_ranks && !epc_is_masked(call->comm, r))
-        ok = epc_wait_flag(call, r, epc_flag_at(call->comm, call->comm->rank, r, flag));
+        ok = epc_wait_flag(call, r, epc_flag_at(call->comm, call->comm->rank, r, flag),
+                           call->epoch - 1);
     return __syncthreads_and(ok);
 }
 
@@ -66,11 +66,13 @@ static __device__ bool epc_finish_ll(const epc_ll_params *p, const epc_call *cal
         return false;
     uint32_t fail = epc_load_gpu(&call->state->fail);
     int r = (int)threadIdx.x;
+    if (fail == EPC_FAIL_ABORTED)
+        epc_learn_why(call);
     /* What was overfull all ranks see; what this one found corrupt is its own affair: neither keeps
        others from reading what it sent. */
     bool gave_up = fail != EPC_OK && fail != EPC_FAIL_OVERFLOW && fail != EPC_FAIL_CORRUPT;
     if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r)) {
-        epc_raise(call, r, flag, gave_up);
+        epc_raise(call, r, flag, gave_up ? epc_why(call) : 0);
         if (wait && !gave_up)
             epc_await_peer(call, r, flag);
     }

@@ -87,28 +87,54 @@ typedef struct setup {
     int64_t status, lacks, offset;
     uint32_t place, unused;
     epc_ll_shape shape;
-    char text[160];
+    char text[EPI_ERROR_MAX];
 } setup;
+
+/* In the order in which the CPU's setup compares them. */
+static ep_status compare_shapes(int rank_a, const epc_ll_shape *a, int rank_b,
+                                const epc_ll_shape *b)
+{
+    const struct {
+        const char *name;
+        int64_t a, b;
+    } fields[] = {
+        {"hidden", a->hidden, b->hidden},
+        {"dtype (ep_dtype)", a->wire, b->wire},
+        {"topk", a->topk, b->topk},
+        {"num_experts", a->num_experts, b->num_experts},
+        {"expert_rank (checksum)", a->table_sum, b->table_sum},
+        {"scale (ep_scale)", a->scale, b->scale},
+        {"masked ranks (checksum)", a->masked, b->masked},
+        {"max_tokens", a->max_tokens, b->max_tokens},
+        {"max_expert_rows", a->expert_rows, b->expert_rows},
+        {"overflow (ep_overflow)", a->overflow, b->overflow},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
+        if (fields[i].a != fields[i].b)
+            return epi_fail(
+                EP_ERR_MISMATCH, "ep_ll_dispatch: %s differs: %lld on rank %d, %lld on rank %d",
+                fields[i].name, (long long)fields[i].a, rank_a, (long long)fields[i].b, rank_b);
+    return EP_OK;
+}
 
 static ep_status exchange(epc_buffer *b, setup *own, setup *all)
 {
     if (own->status != EP_OK)
         strncpy(own->text, ep_last_error(), sizeof own->text - 1);
     EPI_TRY(epc_core.allgather(b->buffer->group, own, all, sizeof *own));
+    if (own->status != EP_OK) /* a rank's own reason comes before the others' */
+        return epi_fail((ep_status)own->status, "%s", own->text);
+    int first = -1;
     for (int r = 0; r < b->num_ranks; r++) {
         if (b->buffer->group->masked[r])
             continue;
+        first = first < 0 ? r : first;
         if (all[r].status != EP_OK)
-            return r == b->rank ? epi_fail((ep_status)own->status, "%s", own->text)
-                                : epi_fail(EP_ERR_ABORTED, "ep_ll_dispatch: rank %d failed: %s", r,
-                                           all[r].text);
-        if (memcmp(&all[r].shape, &own->shape, sizeof own->shape) != 0)
-            return epi_fail(EP_ERR_MISMATCH,
-                            "ep_ll_dispatch: ranks %d and %d disagree on max_tokens, hidden, "
-                            "num_experts, expert_rank, "
-                            "max_expert_rows, topk, wire, scale, overflow or the masked ranks",
-                            b->rank, r);
+            return epi_fail(EP_ERR_ABORTED, "ep_ll_dispatch: rank %d gave up: %s", r, all[r].text);
     }
+    for (int r = first + 1; r < b->num_ranks; r++)
+        if (!b->buffer->group->masked[r])
+            EPI_TRY(compare_shapes(first, &all[first].shape, r, &all[r].shape));
     return EP_OK;
 }
 

@@ -93,7 +93,7 @@ static __device__ void epc_place_pairs(const epc_ll_params *p, epc_ll_tables *ta
 /* Block 0: counts and ranges of the result; where each source's rows begin goes back to it, also
    where they do not fit, as a combine may be queued already. */
 static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call *call,
-                                          const epc_ll_tables *tables, bool fit)
+                                          const epc_ll_tables *tables)
 {
     int ranks = p->comm.num_ranks;
     for (int i = (int)threadIdx.x; i < p->num_local * ranks; i += (int)blockDim.x) {
@@ -109,9 +109,14 @@ static __device__ void epc_publish_counts(const epc_ll_params *p, const epc_call
         int total = tables->total[l], kept = epc_kept(p, total);
         p->count[l] = kept;
         p->dropped[l] = total - kept;
-        if (p->expert_tokens && fit)
-            p->expert_tokens[l * p->expert_tokens_stride] += kept;
     }
+}
+
+/* Block 0, once nothing of the call has failed here: what is added stays. */
+static __device__ void epc_add_expert_tokens(const epc_ll_params *p, const epc_ll_tables *tables)
+{
+    for (int l = (int)threadIdx.x; p->expert_tokens && l < p->num_local; l += (int)blockDim.x)
+        p->expert_tokens[l * p->expert_tokens_stride] += epc_kept(p, tables->total[l]);
 }
 
 /* The n-th set bit of a bitmap. */
@@ -162,12 +167,8 @@ static __device__ bool epc_await_rows(const epc_ll_params *p, const epc_call *ca
             epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_ROWS));
         if (p->wait_cost && blockIdx.x == 0)
             p->wait_cost[r * p->wait_cost_stride] += epc_time_wait(call, r, flag);
-        ok = epc_wait_flag(call, r, flag);
-        if (epc_load_flag(epc_flag_at(&p->comm, p->comm.rank, r, call->abort_flag)) ==
-            call->epoch) {
-            ok = false;
-            epc_fail_with(call, r);
-        }
+        ok = epc_wait_flag(call, r, flag, call->epoch);
+        ok &= !epc_heed_abort(call, r);
     }
     return __syncthreads_and(ok);
 }
@@ -290,10 +291,12 @@ static __device__ void epc_receive_rows(const epc_ll_params *p, const epc_call *
     epc_count_pairs(p, &tables);
     epc_place_pairs(p, &tables);
     if (blockIdx.x == 0)
-        epc_publish_counts(p, call, &tables, fit);
+        epc_publish_counts(p, call, &tables);
     if (!fit || !epc_pull_rows(p, call, &tables))
-        epc_leave_empty(p);
-    else if (p->verify)
+        return epc_leave_empty(p);
+    if (blockIdx.x == 0)
+        epc_add_expert_tokens(p, &tables);
+    if (p->verify)
         epc_check_pulled(p, tables);
 }
 

@@ -31,7 +31,7 @@ static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *
         int64_t id = epc_id_at(p, t, k);
         if (id < -1 || id >= p->num_experts) {
             epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)id,
-                          (uint32_t)(id >> 32), 0);
+                          (uint32_t)(id >> 32), (uint32_t)p->num_experts);
             id = -1;
         }
         if (id >= 0 && p->comm.masked && epc_is_masked(&p->comm, p->expert_rank[id]))
@@ -45,9 +45,7 @@ static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *
             epc_fail_call(call->state, EPC_FAIL_DUPLICATE, (uint32_t)t, (uint32_t)k, (uint32_t)id,
                           0, 0);
     }
-    epc_call before = *call;
-    before.epoch--;
-    return epc_await_all(&before, epc_ll_flag_of(p, EPC_LL_PULLED));
+    return epc_await_before(call, epc_ll_flag_of(p, EPC_LL_PULLED));
 }
 
 /* Where each pair's row is among this rank's for the expert. */
@@ -149,7 +147,7 @@ static __device__ void epc_put_tokens(const epc_ll_params *p)
 static __device__ void epc_send_tokens(const epc_ll_params *p, const epc_call *call, uint32_t *bits)
 {
     if (p->refused) {
-        epc_fail_call(call->state, EPC_FAIL_REFUSED, 0, 0, 0, 0, 0);
+        epc_fail_call(call->state, EPC_FAIL_REFUSED, p->refused, 0, 0, 0, 0);
         return;
     }
     bool ok = epc_make_bitmaps(p, call, bits);
@@ -170,7 +168,7 @@ static __device__ uint32_t epc_announce(const epc_ll_params *p, const epc_call *
     uint32_t fail = epc_load_gpu(&call->state->fail);
     int r = (int)threadIdx.x;
     if (r < p->comm.num_ranks && !epc_is_masked(&p->comm, r))
-        epc_raise(call, r, epc_ll_flag_of(p, flag), fail != EPC_OK);
+        epc_raise(call, r, epc_ll_flag_of(p, flag), fail != EPC_OK ? epc_why(call) : 0);
     __syncthreads();
     return fail;
 }

@@ -35,11 +35,9 @@ static __device__ void epc_pack_outputs(const epc_ll_params *p)
 
 static __device__ void epc_prepare_outputs(const epc_ll_params *p, const epc_call *call)
 {
-    epc_call before = *call;
-    before.epoch--;
     if (p->refused)
-        epc_fail_call(call->state, EPC_FAIL_REFUSED, 0, 0, 0, 0, 0);
-    else if (p->y && epc_await_all(&before, epc_ll_flag_of(p, EPC_LL_READ)))
+        epc_fail_call(call->state, EPC_FAIL_REFUSED, p->refused, 0, 0, 0, 0);
+    else if (p->y && epc_await_before(call, epc_ll_flag_of(p, EPC_LL_READ)))
         epc_pack_outputs(p);
 }
 
@@ -51,14 +49,21 @@ static __device__ void epc_announce_outputs(const epc_ll_params *p, const epc_ca
     int i = r - (ranks + EPC_WARP - 1) / EPC_WARP * EPC_WARP; /* warps behind those of the flags */
     if (p->verify && !p->refused)
         epc_ll_seal_outputs(p);
-    bool failed = (p->y || p->refused) && epc_load_gpu(&call->state->fail) != EPC_OK;
+    uint32_t why = p->refused;
+    if (p->y && !why && epc_load_gpu(&call->state->fail) != EPC_OK)
+        why = epc_why(call);
     if (r < ranks && !epc_is_masked(&p->comm, r))
-        epc_raise(call, r, epc_ll_flag_of(p, EPC_LL_Y), failed);
-    for (; i < ranks * EPC_Y_FIELDS; i += (int)blockDim.x)
+        epc_raise(call, r, epc_ll_flag_of(p, EPC_LL_Y), why);
+    for (; i < ranks * EPC_Y_FIELDS; i += (int)blockDim.x) {
+        int f = i % EPC_Y_FIELDS;
         if (i >= 0 && !epc_is_masked(&p->comm, i / EPC_Y_FIELDS))
             epc_store_word((uint64_t *)(epc_area_at(p, i / EPC_Y_FIELDS) + p->area.fields) +
-                               p->comm.rank * EPC_Y_FIELDS + i % EPC_Y_FIELDS,
-                           failed ? EPC_Y_FAILED : p->field[i % EPC_Y_FIELDS], call->epoch);
+                               p->comm.rank * EPC_Y_FIELDS + f,
+                           !why                 ? p->field[f]
+                           : f == EPC_Y_ENCODED ? EPC_Y_FAILED
+                                                : why,
+                           call->epoch);
+    }
 }
 
 /* Where every rank has its outputs: a thread waits for each word, and for each flag. */
@@ -79,7 +84,7 @@ static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call
         const uint32_t *flag = epc_flag_at(&p->comm, p->comm.rank, r, epc_ll_flag_of(p, EPC_LL_Y));
         if (p->wait_cost && blockIdx.x == 0)
             p->wait_cost[r * p->wait_cost_stride] += epc_time_wait(call, r, flag);
-        ok &= epc_wait_flag(call, r, flag);
+        ok &= epc_wait_flag(call, r, flag, call->epoch);
     }
     if (!__syncthreads_and(ok))
         return false;
@@ -88,7 +93,7 @@ static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call
         const uint32_t *f = field[r];
         ok = f[EPC_Y_ENCODED] == (uint32_t)p->encode;
         if (f[EPC_Y_ENCODED] == EPC_Y_FAILED) {
-            epc_fail_with(call, r);
+            epc_fail_call(call->state, EPC_FAIL_ABORTED, f[EPC_Y_PLACE], 0, 0, 0, 0);
         } else if (!ok) {
             epc_fail_call(call->state, EPC_FAIL_MISMATCH, EPC_AGREED, (uint32_t)p->comm.rank,
                           (uint32_t)r, (uint32_t)p->encode, f[EPC_Y_ENCODED]);
@@ -109,7 +114,7 @@ static __device__ __noinline__ void epc_check_id(const epc_ll_params *p, const e
     if (now != id && !(id < 0 && now >= 0 && now < p->num_experts &&
                        epc_is_masked(&p->comm, p->expert_rank[now])))
         epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)now,
-                      (uint32_t)(now >> 32), 1);
+                      (uint32_t)(now >> 32), 0);
 }
 
 /* Where each (token, place) of this block's has its row; false in the threads that could not

@@ -296,6 +296,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
     b->ll->calls++;
     b->ll->slot[slot].result = ((epc_handle *)handle->device)->ll;
     b->ll->slot[slot].used = true;
+    b->ll->slot[slot].summed = false;
     flight->handle = handle; /* holds it; the result does so too, and the handle ends with both */
     flight->delivers = true;
     fill_recv(b, slot, args->scales_by_column, handle, recv);
@@ -316,13 +317,22 @@ void epc_ll_recv_release(void *memory)
 
 /* ---------------------------------------------------------------- refusals */
 
+/* Of the result that the others combine: the one alive; of two the older, if it has not been. */
+static int slot_of_combine(const epc_ll *ll)
+{
+    int newest = (int)((ll->calls - 1) & 1), older = !newest;
+    if (!ll->slot[older].result)
+        return newest;
+    return ll->slot[newest].result && ll->slot[older].summed ? newest : older;
+}
+
 /* Both halves of a call that moves nothing and tells the others to stop waiting. */
-static ep_status launch_refusal(epc_buffer *b, epc_flight *flight, bool combine, ep_status why)
+static ep_status launch_refusal(epc_buffer *b, epc_flight *flight, bool combine, uint32_t why)
 {
     epc_ll_params p;
-    int slot = (int)((combine ? b->ll->calls - 1 : b->ll->calls) & 1);
+    int slot = combine ? slot_of_combine(b->ll) : (int)(b->ll->calls & 1);
     describe_shape(b, b->ll, slot, flight, &p);
-    p.refused = (int32_t)why;
+    p.refused = why;
     int kernel = combine ? EPC_LL_COMBINE_BOTH : EPC_LL_DISPATCH;
     size_t shared = epc_ll_recv_shared(b->num_ranks, p.num_local, p.words);
     return start_kernel(kernel, &p, 1, combine ? 0 : shared, flight->stream);
@@ -336,8 +346,9 @@ ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status)
             epc_ll_refuse_memory(b, status);
         return status;
     }
-    EPI_TRY(epc_begin(b, "a refused call", b->stream, NULL, &flight));
-    ep_status launched = launch_refusal(b, flight, combine, status);
+    uint32_t why = epc_reason_publish(b, status, ep_last_error());
+    EPI_TRY(epc_begin_refusal(b, &flight));
+    ep_status launched = launch_refusal(b, flight, combine, why);
     if (launched != EP_OK) {
         epc_cancel(flight);
         return launched;
@@ -481,7 +492,7 @@ ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args,
         epc_cancel(flight);
         return epc_reject(buffer, "ep_ll_combine", status);
     }
-    own->ll->slot[own->core->slot].combined = true;
+    own->ll->slot[own->core->slot].combined = own->ll->slot[own->core->slot].summed = true;
     flight->handle = args->handle;
     atomic_fetch_add(&flight->handle->holders, 1);
     return epc_launched(flight, event);

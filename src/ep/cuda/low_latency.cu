@@ -39,9 +39,8 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
     else
         epc_leave_empty(&p);
     if (!sent && threadIdx.x == 0 && blockIdx.x == 0) /* the send's report says why: it stands */
-        epc_fail_call(call.state, p.report->fail ? p.report->fail : EPC_FAIL_ABORTED,
-                      p.report->detail[0], p.report->detail[1], p.report->detail[2],
-                      p.report->detail[3], p.report->detail[4]);
+        epc_fail_call(call.state, p.report->fail, p.report->detail[0], p.report->detail[1],
+                      p.report->detail[2], p.report->detail[3], p.report->detail[4]);
     epc_finish_ll(&p, &call, epc_ll_flag_of(&p, EPC_LL_PULLED), false);
 }
 
@@ -89,7 +88,7 @@ __global__ void __launch_bounds__(EPC_THREADS, 1)
             epc_announce_outputs(&p, &call);
     }
     if (p.refused)
-        epc_fail_call(call.state, EPC_FAIL_REFUSED, 0, 0, 0, 0, 0);
+        epc_fail_call(call.state, EPC_FAIL_REFUSED, p.refused, 0, 0, 0, 0);
     else
         epc_sum_outputs(&p, &call, &from, memory);
     if (epc_finish_ll(&p, &call, epc_ll_flag_of(&p, EPC_LL_READ), p.outside) && both &&

@@ -35,27 +35,27 @@
 #define EPC_PIECE_UNIT 65536
 
 /* What a call is, as its header says. */
-enum epc_op { EPC_OP_NONE, EPC_OP_DISPATCH, EPC_OP_CACHED, EPC_OP_COMBINE, EPC_OP_REJECT };
+enum epc_op { EPC_OP_NONE, EPC_OP_DISPATCH, EPC_OP_COMBINE, EPC_OP_CACHED, EPC_OP_REJECT };
 
 /* Words of the header each rank sends to each at the start of a call. Those before
-   EPC_AGREED must be the same on every rank. */
+   EPC_AGREED must be the same on every rank; the first that differs is the one reported. */
 enum epc_field {
     EPC_F_OP,
     EPC_F_HIDDEN,
     EPC_F_DTYPE,
     EPC_F_WIRE,
-    EPC_F_SCALE,
     EPC_F_TOPK,
+    EPC_F_ID_BYTES,
     EPC_F_EXPERTS,
     EPC_F_TABLE,
+    EPC_F_WEIGHTS,
+    EPC_F_SCALE,
     EPC_F_LAYOUT,
     EPC_F_ALIGNMENT,
-    EPC_F_ID_BYTES,
-    EPC_F_WEIGHTS,
     EPC_F_HANDLE,
     EPC_F_MASK,
     EPC_AGREED,
-    EPC_F_REJECT = EPC_AGREED, /* 0, or the status with which this rank refuses the call */
+    EPC_F_REJECT = EPC_AGREED, /* 0, or the word of why this rank refuses the call */
     EPC_F_PLACE,               /* dispatch: of the region rows go to; combine: of y */
     EPC_F_OFFSET_LO,
     EPC_F_OFFSET_HI,
@@ -75,15 +75,11 @@ enum epc_field {
 };
 #define EPC_HEADER_WORDS 32
 
-/* So far behind the epoch of a call that was given up stands its status, or 0. */
-#define EPC_WHY 2
-
 /* Each source's flags in each window fill a line that only it writes. */
 enum epc_flag {
-    EPC_FLAG_DONE,  /* epoch of the source's last finished normal call */
-    EPC_FLAG_ABORT, /* epoch of the last normal call it gave up */
-    EPC_FLAG_WHY = EPC_FLAG_ABORT + EPC_WHY,
-    EPC_FLAG_LL = 4, /* low latency, EPC_LL_FLAGS for each of two results */
+    EPC_FLAG_DONE,      /* epoch of the source's last finished normal call */
+    EPC_FLAG_ABORT = 2, /* a word of 64 bits: why it gave up the normal call of that epoch */
+    EPC_FLAG_LL = 4,    /* low latency, EPC_LL_FLAGS for each of two results */
     EPC_NUM_FLAGS = 32
 };
 enum epc_ll_flag {
@@ -91,12 +87,16 @@ enum epc_ll_flag {
     EPC_LL_PULLED,
     EPC_LL_Y,
     EPC_LL_READ,
-    EPC_LL_ABORT,   /* dispatch */
-    EPC_LL_ABORT_Y, /* combine */
-    EPC_LL_WHY = EPC_LL_ABORT + EPC_WHY,
-    EPC_LL_WHY_Y,
+    EPC_LL_ABORT,       /* as EPC_FLAG_ABORT, of a dispatch */
+    EPC_LL_ABORT_Y = 6, /* of a combine */
     EPC_LL_FLAGS = 8
 };
+
+/* Why a call was given up, passed on as it is by those that only hear of it: the rank that failed
+   first below, its ep_status above, then what is known besides: of a timeout 1 + the lowest rank
+   that was not heard from, else the number of a text (reasons.c), or 0. Never 0 as a whole. */
+#define EPC_WHY(rank, status, more) \
+    ((uint32_t)(rank) | (uint32_t)(status) << 8 | (uint32_t)(more) << 16)
 
 /* Head of a window: flags, headers, then counts. */
 EPC_HD size_t epc_flags_offset(int source)
@@ -120,15 +120,15 @@ EPC_HD size_t epc_control_bytes(int num_ranks, int max_experts)
 enum epc_fail {
     EPC_OK,
     EPC_FAIL_TIMEOUT,   /* late: ranks not heard from */
-    EPC_FAIL_ABORTED,   /* detail[0]: the rank that gave the call up, [1]: its status or 0 */
+    EPC_FAIL_ABORTED,   /* detail[0]: why */
     EPC_FAIL_MISMATCH,  /* detail[0]: field, [1], [2]: two ranks, [3], [4]: their values */
     EPC_FAIL_CAPACITY,  /* detail[0]: rank, [1], [2]: bytes needed, [3]: 0, EPC_CANT_WAIT or the
                            bound that [1] rows exceed, [4]: rows */
-    EPC_FAIL_ID,        /* detail[0]: token, [1]: place, [2], [3]: the id */
+    EPC_FAIL_ID,        /* detail[0]: token, [1]: place, [2], [3]: the id, [4]: experts */
     EPC_FAIL_DUPLICATE, /* detail[0]: token, [1]: place, [2]: the id */
     EPC_FAIL_CORRUPT,   /* detail[0]: row, [1]: its rank, [2]: epc_corrupt, [3], [4]: tokens */
     EPC_FAIL_OVERFLOW,  /* detail[0]: expert, [1]: its rank, [2]: rows, [3]: max_expert_rows */
-    EPC_FAIL_REFUSED    /* this rank did not take part */
+    EPC_FAIL_REFUSED    /* this rank did not take part; detail[0]: why */
 };
 
 /* What verify mode found. */
@@ -150,6 +150,8 @@ typedef struct epc_state {
     uint32_t next;    /* token, or item of a combine, that nobody has taken */
     uint32_t fail;    /* epc_fail of the running call; the first one stays */
     uint32_t failed;  /* epoch of the last normal call that failed */
+    uint32_t undone;  /* of the last that no rank can have completed */
+    uint32_t unused;
     uint32_t detail[6];
     uint64_t late;
     uint32_t ll_epoch[2];   /* of the dispatch that each low-latency result is of */
@@ -265,7 +267,7 @@ typedef struct epc_dispatch_params {
     epc_report *report;
     uint32_t serial;            /* 0: reports failures only (captured calls) */
     uint32_t field[EPC_AGREED]; /* what this rank says of the call */
-    uint32_t reject;            /* status, when the host refuses the call */
+    uint32_t reject;            /* why, when the host refuses the call */
     int64_t timeout_ns;
 
     const uint8_t *x;
@@ -280,7 +282,8 @@ typedef struct epc_dispatch_params {
     int32_t num_tokens, hidden, topk, num_experts, num_local;
     int32_t id_bytes, dtype, quantise, scale_kind; /* quantise: dtype is the input's */
     int32_t by_expert, alignment, cached, bulk, verify;
-    int64_t load_bytes; /* of a row of x */
+    int32_t second_half; /* takes no part when the call before was undone */
+    int64_t load_bytes;  /* of a row of x */
     int64_t spare; /* bytes a row of each call that may follow: epc_has_room; alike on all ranks */
     int64_t worst;
     const int32_t *expert_rank;  /* [E] */
@@ -372,7 +375,7 @@ enum epc_y_field {
     EPC_Y_ENCODED,
     EPC_Y_FIELDS
 };
-#define EPC_Y_FAILED 2u /* in every field of a rank that gave the call up */
+#define EPC_Y_FAILED 2u /* in EPC_Y_ENCODED of a rank that gave the call up; in the rest: why */
 
 /* One result's area, the same layout on every rank; 64-bit words carry their epoch. */
 typedef struct epc_ll_area {
@@ -397,7 +400,7 @@ typedef struct epc_ll_params {
     epc_report *report;
     uint32_t serial;
     int64_t timeout_ns;
-    int32_t refused; /* status with which this rank tells the others that it takes no part, or 0 */
+    uint32_t refused; /* why, when this rank only tells the others that it does not take part */
     int32_t slot, hidden, topk, num_experts, num_local, num_tokens;
     int32_t max_tokens, words; /* M, and 32-bit words of a bitmap of M bits */
     int32_t expert_rows;       /* S */
