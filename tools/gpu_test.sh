@@ -104,7 +104,9 @@ line() { # line PART PATH WHAT COMMAND...: runs it and prints a row; its output 
 suites() {
     local path
     for path in $paths; do
-        for test in normal_test low_latency_test repeat_test; do
+        for test in normal_test low_latency_test repeat_test arguments_dispatch_test \
+            arguments_combine_test arguments_ll_test crossed_calls_test given_up_test \
+            early_counts_test recover_test; do
             line suites "$path" "$test" env EP_TEST_DEVICE=cuda "$build/bin/$test"
         done
         line suites "$path" "seeded_test" \

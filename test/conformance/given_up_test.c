@@ -6,6 +6,7 @@
  */
 #include "entrepot/ep.h"
 
+#include "support/on_device.h"
 #include "support/ranks.h"
 #include "support/test.h"
 

@@ -16,10 +16,12 @@ static void rows(struct args_bench *bench)
         "ep_combine: y.shape[1] (hidden) is 60; it must be a positive multiple of 8");
     BAD(combine, combine, a.y.stride[0] = 8, ARG,
         "ep_combine: y.stride[0] is 8; it must be at least 64");
+    BAD_DEVICES(combine, combine, y, "ep_combine: y");
     BAD(combine, combine, a.y.data = NULL, ARG, "ep_combine: y.data is NULL");
     BAD(combine, combine, a.handle = NULL, ARG, "ep_combine: handle is NULL");
-    BAD(combine, combine, a.stream = (void *)1, ARG,
-        "ep_combine: stream is 0x1; it must be NULL on the CPU");
+    if (!test_device_wanted())
+        BAD(combine, combine, a.stream = (void *)1, ARG,
+            "ep_combine: stream is 0x1; it must be NULL on the CPU");
     BAD(combine, combine, a.handle = bench->other_recv.handle, ARG,
         "ep_combine: handle was made by another buffer");
 }
@@ -49,6 +51,8 @@ static void outputs(struct args_bench *bench)
     BAD(combine, combine, a.out.stride[1] = 2, ARG, "ep_combine: out.stride[1] is 2; it must be 1");
     BAD(combine, combine, a.out.stride[0] = 0, ARG,
         "ep_combine: out.stride[0] is 0; it must be at least 64");
+    BAD_DEVICES(combine, combine, out, "ep_combine: out");
+    BAD_DEVICES(combine, combine, bias[1], "ep_combine: bias[1]");
     BAD(combine, combine, a.out.data = NULL, ARG, "ep_combine: out.data is NULL");
     BAD(combine, combine, a.bias[0].shape[0] = 1, ARG,
         "ep_combine: bias[0].shape[0] is 1; it must be 3");
@@ -64,6 +68,8 @@ static void weights(struct args_bench *bench)
         "ep_combine: topk_weights is not given; topk_weights and out_weights go together");
     BAD(combine, combine, a.out_weights = NONE, ARG,
         "ep_combine: out_weights is not given; topk_weights and out_weights go together");
+    BAD_DEVICES(combine, combine, topk_weights, "ep_combine: topk_weights");
+    BAD_DEVICES(combine, combine, out_weights, "ep_combine: out_weights");
     BAD(combine, combine, a.topk_weights.shape[1] = 1, ARG,
         "ep_combine: topk_weights.shape[1] is 1; it must be 2");
     BAD(combine, combine, a.topk_weights.dtype = EP_F16, ARG,
@@ -94,15 +100,16 @@ static void disagreement(struct args_bench *bench)
 
 static void different_calls(struct args_bench *bench)
 {
-    const char *message[2] = {"ep_dispatch: the call (1 dispatch, 2 combine, 3 low-latency setup) "
-                              "differs: 1 on rank 0, 2 on rank 1",
-                              "ep_combine: the call (1 dispatch, 2 combine, 3 low-latency setup) "
-                              "differs: 1 on rank 0, 2 on rank 1"};
+    char message[200];
+    snprintf(message, sizeof message,
+             "%s: the call (1 dispatch, 2 combine, 3 %s) differs: 1 on rank 0, 2 on rank 1",
+             bench->rank == 0 ? "ep_dispatch" : "ep_combine",
+             test_device_wanted() ? "cached dispatch" : "low-latency setup");
     args_next(bench);
     bench->victim = true;
     ep_status status = bench->rank == 0 ? args_dispatch(bench, &bench->dispatch)
                                         : args_combine(bench, &bench->combine);
-    args_check(bench, "different calls", status, EP_ERR_MISMATCH, message[bench->rank]);
+    args_check(bench, "different calls", status, EP_ERR_MISMATCH, message);
 }
 
 static void dispatch_backward(struct args_bench *bench)
@@ -113,6 +120,9 @@ static void dispatch_backward(struct args_bench *bench)
         "ep_dispatch_backward: grad_recv_x.dtype is I64 (6); it must be BF16, F16 or F32");
     BAD(dispatch_backward, dispatch_backward, a.grad_x = NONE, ARG,
         "ep_dispatch_backward: grad_x is not given");
+    BAD_DEVICES(dispatch_backward, dispatch_backward, grad_recv_x,
+                "ep_dispatch_backward: grad_recv_x");
+    BAD_DEVICES(dispatch_backward, dispatch_backward, grad_x, "ep_dispatch_backward: grad_x");
     BAD(dispatch_backward, dispatch_backward, a.grad_x.dtype = EP_F32, ARG,
         "ep_dispatch_backward: grad_x.dtype is F32 (3); it must be grad_recv_x's");
     BAD(dispatch_backward, dispatch_backward, a.grad_recv_weights = NONE, ARG,
@@ -125,8 +135,9 @@ static void dispatch_backward(struct args_bench *bench)
         "ep_dispatch_backward: grad_topk_weights.shape[1] is 3; it must be 2");
     BAD(dispatch_backward, dispatch_backward, a.handle = NULL, ARG,
         "ep_dispatch_backward: handle is NULL");
-    BAD(dispatch_backward, dispatch_backward, a.stream = (void *)1, ARG,
-        "ep_dispatch_backward: stream is 0x1; it must be NULL on the CPU");
+    if (!test_device_wanted())
+        BAD(dispatch_backward, dispatch_backward, a.stream = (void *)1, ARG,
+            "ep_dispatch_backward: stream is 0x1; it must be NULL on the CPU");
     BAD(dispatch_backward, dispatch_backward, a.handle = bench->other_recv.handle, ARG,
         "ep_dispatch_backward: handle was made by another buffer");
 }
@@ -138,6 +149,7 @@ static void combine_backward(struct args_bench *bench)
         "ep_combine_backward: grad_out is not given");
     BAD(combine_backward, combine_backward, a.grad_out.dtype = EP_U8, ARG,
         "ep_combine_backward: grad_out.dtype is U8 (7); it must be BF16, F16 or F32");
+    BAD_DEVICES(combine_backward, combine_backward, grad_out, "ep_combine_backward: grad_out");
     BAD(combine_backward, combine_backward, a.grad_out.shape[0] = 2, ARG,
         "ep_combine_backward: grad_out.shape[0] is 2; it must be 3");
     BAD(combine_backward, combine_backward, a.grad_out.shape[1] = 20, ARG,
@@ -145,8 +157,9 @@ static void combine_backward(struct args_bench *bench)
         "8");
     BAD(combine_backward, combine_backward, a.handle = NULL, ARG,
         "ep_combine_backward: handle is NULL");
-    BAD(combine_backward, combine_backward, a.stream = (void *)1, ARG,
-        "ep_combine_backward: stream is 0x1; it must be NULL on the CPU");
+    if (!test_device_wanted())
+        BAD(combine_backward, combine_backward, a.stream = (void *)1, ARG,
+            "ep_combine_backward: stream is 0x1; it must be NULL on the CPU");
     BAD(combine_backward, combine_backward, a.handle = bench->other_recv.handle, ARG,
         "ep_combine_backward: handle was made by another buffer");
     BAD(combine_backward, combine_backward, a.topk_weights = bench->dispatch.topk_weights, ARG,

@@ -36,8 +36,9 @@ static void rows(struct args_bench *bench)
         "ep_dispatch: x.dtype is ? (77); it must be BF16, F16, F32 or E4M3");
     BAD(dispatch, dispatch, a.x.dtype = (ep_dtype)-1, ARG,
         "ep_dispatch: x.dtype is ? (-1); it must be BF16, F16, F32 or E4M3");
-    BAD(dispatch, dispatch, a.x.device = EP_DEVICE_CUDA, ARG,
-        "ep_dispatch: x.device is 1; it must be 0 as the buffer's");
+    BAD_DEVICES(dispatch, dispatch, x, "ep_dispatch: x");
+    BAD_DEVICES(dispatch, dispatch, topk_idx, "ep_dispatch: topk_idx");
+    BAD_DEVICES(dispatch, dispatch, topk_weights, "ep_dispatch: topk_weights");
     BAD(dispatch, dispatch, a.x.shape[0] = -1, ARG,
         "ep_dispatch: x.shape[0] is -1; it must be 0..2147483647");
     BAD(dispatch, dispatch, a.x.shape[1] = (int64_t)1 << 40, ARG,
@@ -75,8 +76,9 @@ static void scales(struct args_bench *bench)
         "ep_dispatch: wire is 2; it must be 0 or 1 (ep_wire)");
     BAD(dispatch, dispatch, a.scale = (ep_scale)3, ARG,
         "ep_dispatch: scale is 3; it must be 0..2 (ep_scale)");
-    BAD(dispatch, dispatch, a.stream = (void *)1, ARG,
-        "ep_dispatch: stream is 0x1; it must be NULL on the CPU");
+    if (!test_device_wanted())
+        BAD(dispatch, dispatch, a.stream = (void *)1, ARG,
+            "ep_dispatch: stream is 0x1; it must be NULL on the CPU");
 }
 
 static void routing(struct args_bench *bench)
@@ -231,6 +233,27 @@ static void capacity(struct args_bench *bench)
     bench->dispatch.expert_alignment = 1;
 }
 
+/* A buffer on a device that there is not; on a CPU there are no numbers. */
+static void device_index(struct args_bench *bench)
+{
+    char own[120], other[200];
+    int32_t count = 0;
+    ep_buffer *buffer = NULL;
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    if (!test_device_wanted() || ep_device_count(EP_DEVICE_CUDA, &count) != EP_OK)
+        return;
+    config.device_index = bench->rank == 1 ? count : 0;
+    ep_status status = ep_buffer_create(bench->group, &config, &buffer);
+    snprintf(own, sizeof own, "ep_buffer_create: device_index is %d; it must be 0..%d",
+             (int)(1 % count + count), (int)count - 1);
+    snprintf(other, sizeof other, "ep_buffer_create: rank 1 failed: %s", own);
+    if (status != (bench->rank == 1 ? ARG : EP_ERR_ABORTED) ||
+        strcmp(ep_last_error(), bench->rank == 1 ? own : other) != 0 || buffer) {
+        fprintf(stderr, "device_index on rank %d: %s\n", bench->rank, ep_last_error());
+        bench->failed++;
+    }
+}
+
 static void all(struct args_bench *bench)
 {
     sizes(bench);
@@ -242,6 +265,7 @@ static void all(struct args_bench *bench)
     cached_calls(bench);
     disagreement(bench);
     capacity(bench);
+    device_index(bench);
 }
 
 static void over_threads(void **state)

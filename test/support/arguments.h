@@ -9,6 +9,9 @@
 
 #include "entrepot/ep.h"
 
+#include "support/on_device.h"
+#include "support/tensors.h"
+
 #include <stdbool.h>
 
 enum { ARGS_RANKS = 2, ARGS_TOKENS = 3, ARGS_HIDDEN = 64, ARGS_TOPK = 2, ARGS_EXPERTS = 4 };
@@ -44,6 +47,12 @@ void args_next(struct args_bench *bench);
 void args_check(struct args_bench *bench, const char *change, ep_status status, ep_status want,
                 const char *message);
 
+/* A device that is not the buffer's, and what is said of a tensor there. */
+#define ARGS_OTHER (test_device_wanted() ? ON_DEVICE_OTHER : EP_DEVICE_CUDA)
+const char *args_other_text(const char *tensor);
+/* The same of a device 5 further, where the buffer is on one; CPUs have no index. */
+const char *args_index_text(const struct args_bench *bench, const char *tensor);
+
 /* A call of each kind with poisoned outputs; the check that they stay so is counted too. */
 ep_status args_dispatch(struct args_bench *bench, const ep_dispatch_args *args);
 ep_status args_combine(struct args_bench *bench, const ep_combine_args *args);
@@ -62,6 +71,15 @@ ep_status args_combine_backward(struct args_bench *bench, const ep_combine_backw
             change;                                                        \
         }                                                                  \
         args_check(bench, #change, args_##kind(bench, &a), want, message); \
+    } while (0)
+
+/* Cases of a tensor on a wrong device, of both kinds; `tensor`: the call and its name. */
+#define BAD_DEVICES(kind, given, member, tensor)                                                  \
+    do {                                                                                          \
+        BAD(kind, given, a.member.device = ARGS_OTHER, EP_ERR_ARGUMENT, args_other_text(tensor)); \
+        if (test_device_wanted())                                                                 \
+            BAD(kind, given, a.member.device_index = 5, EP_ERR_ARGUMENT,                          \
+                args_index_text(bench, tensor));                                                  \
     } while (0)
 
 /* Rank 1 changes an argument to another valid one: both get the same error. */

@@ -26,8 +26,8 @@ typedef struct call {
     char *lent[8], *back[8]; /* device memory, and where its contents go or NULL */
     size_t bytes[8];
     int count;
-    ep_recv *recv;
-    ep_ll_recv *ll_recv;
+    ep_recv *recv, recv_before;
+    ep_ll_recv *ll_recv, ll_recv_before;
     bool by_hook;
     bool viewed;
     struct call *next;
@@ -122,9 +122,13 @@ static void refresh_views(const void *key)
 static void move(call *c, ep_tensor *t, bool comes_back)
 {
     size_t bytes;
+    if (t->device == ON_DEVICE_OTHER) {
+        t->device = EP_DEVICE_CPU;
+        return;
+    }
     if (!extent(t, &bytes)) {
-        if (t->ndim)
-            t->device = test_device.type, t->device_index = test_device.index;
+        if (t->ndim && t->device == EP_DEVICE_CPU)
+            t->device = test_device.type, t->device_index += test_device.index;
         return;
     }
     mirror *m = mirror_of(t->data);
@@ -132,7 +136,7 @@ static void move(call *c, ep_tensor *t, bool comes_back)
     copy(device, host, bytes);
     t->data = device;
     t->device = test_device.type;
-    t->device_index = test_device.index;
+    t->device_index += test_device.index;
     if (m)
         return;
     c->lent[c->count] = device;
@@ -197,13 +201,29 @@ static void end_call(call *c)
         refresh_views(c->ll_recv->handle);
 }
 
+/* On a CPU the result of a call that failed would not be filled. */
+static void take_back(call *c)
+{
+    if (c->ll_recv && !c->by_hook && c->ll_recv->owner != c->ll_recv_before.owner) {
+        on_device_ll_recv_release(c->ll_recv);
+        *c->ll_recv = c->ll_recv_before;
+    }
+    if (c->recv && c->recv->owner != c->recv_before.owner) {
+        ep_handle *handle = c->recv->handle;
+        ep_recv_release(c->recv);
+        ep_handle_release(handle);
+    }
+    if (c->recv)
+        *c->recv = c->recv_before;
+}
+
 /* The message must outlive the copies made after the call. */
 static ep_status settle(call *c)
 {
     c->status = ep_event_wait(c->event);
     end_call(c);
-    if (c->status != EP_OK && c->ll_recv && !c->by_hook) /* on a CPU it would not be filled */
-        on_device_ll_recv_release(c->ll_recv);
+    if (c->status != EP_OK)
+        take_back(c);
     return c->status;
 }
 
@@ -280,7 +300,7 @@ ep_status on_device_buffer_create(ep_group *group, const ep_buffer_config *confi
     if (config)
         here = *config;
     here.device = test_device.type;
-    here.device_index = test_device.index;
+    here.device_index += test_device.index;
     ep_status status = ep_buffer_create(group, &here, buffer);
     num_buffers += status == EP_OK;
     return status;
@@ -309,6 +329,7 @@ ep_status on_device_dispatch(ep_buffer *buffer, const ep_dispatch_args *args, ep
     in(c, &a.topk_weights);
     a.stream = a.stream ? a.stream : test_device.stream;
     c->recv = recv;
+    c->recv_before = *recv;
     return returned(c, ep_dispatch(buffer, &a, recv, &c->event), event);
 }
 
@@ -356,6 +377,7 @@ ep_status on_device_combine_backward(ep_buffer *buffer, const ep_combine_backwar
     out(c, &a.grad_topk_weights);
     a.stream = a.stream ? a.stream : test_device.stream;
     c->recv = recv;
+    c->recv_before = *recv;
     return returned(c, ep_combine_backward(buffer, &a, recv, &c->event), event);
 }
 
@@ -383,6 +405,7 @@ ep_status on_device_ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *ar
     if (!event && a.completion == EP_COMPLETE_BY_HOOK)
         a.completion = EP_COMPLETE_IN_BACKGROUND;
     c->ll_recv = recv;
+    c->ll_recv_before = *recv;
     c->by_hook = a.completion == EP_COMPLETE_BY_HOOK;
     return returned(c, ep_ll_dispatch(buffer, &a, recv, &c->event), event);
 }

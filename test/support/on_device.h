@@ -6,12 +6,17 @@
  * buffers are made on the rank's device, inputs and outputs go there and back, and
  * of results the test sees host copies. A result's copy, or that of a send buffer,
  * given as expert outputs is written back to where it came from and used there.
- * A blocking call becomes one with an event, so that its status is its own.
+ * A blocking call becomes one with an event, so that its status is its own; when it
+ * fails, what it left in the result is released and the result is as it was before.
+ * A tensor whose device is ON_DEVICE_OTHER lies on another kind of device than the
+ * buffer, and device_index counts from the buffer's.
  */
 #ifndef EP_TEST_ON_DEVICE_H
 #define EP_TEST_ON_DEVICE_H
 
 #include "entrepot/low_latency.h"
+
+#define ON_DEVICE_OTHER ((ep_device_type)99)
 
 ep_status on_device_buffer_create(ep_group *group, const ep_buffer_config *config,
                                   ep_buffer **buffer);

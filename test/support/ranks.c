@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "support/ranks.h"
 
+#include "support/tensors.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -194,6 +196,8 @@ int test_run_groups_with(const ep_group_config *config, int num_ranks, test_grou
                          void *arg)
 {
     group_run run = {*config, body, arg};
+    if (config->transport && strcmp(config->transport, test_transport(config->transport)) != 0)
+        return 0;
     if (config->transport == NULL || strstr(config->transport, "threads") == NULL)
         return test_run_processes(num_ranks, run_group, &run);
     if (ep_thread_world_create(num_ranks, &run.config.world) != EP_OK)

@@ -40,7 +40,8 @@ int test_run_processes(int num_ranks, test_rank_fn body, void *arg);
 int test_run_threads(int num_ranks, test_rank_fn body, void *arg);
 
 /* Makes a group of num_ranks ranks on `transport` ("shm", "threads", "fault(shm):..."), as threads
-   where the name has "threads" in it and as processes otherwise, and runs `body` on every rank. */
+   where the name has "threads" in it and as processes otherwise, and runs `body` on every rank.
+   With EP_TEST_DEVICE only the transport of test_transport() is run; others count as passed. */
 int test_run_groups(const char *transport, int num_ranks, test_group_fn body, void *arg);
 
 /* Like test_run_groups with a configuration of which rank, num_ranks and bootstrap are filled in.
