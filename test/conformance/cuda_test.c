@@ -56,6 +56,7 @@ static int open_pair(ep_group *group, struct pair *pair)
         config.device = i ? EP_DEVICE_CUDA : EP_DEVICE_CPU;
         config.device_index = i ? pair->cuda.index : 0;
         config.window_max_bytes = (size_t)8 << 30;
+        config.max_experts = 8192;
         TEST_OK(ep_buffer_create(group, &config, &pair->buffer[i]));
     }
     TEST_OK(ep_stream_create(EP_DEVICE_CUDA, pair->cuda.index, &pair->cuda.stream));
@@ -321,6 +322,9 @@ static const struct ll_case ll_cases[] = {
     {"odd rows", 3, 7, 8, 2, 6, 0, EP_E4M3, EP_I64, .scale = EP_SCALE_F32, .zero_copy = true},
     {"one rank", 1, 40, 512, 2, 4, 0, EP_E4M3, EP_I64, .scale = EP_SCALE_F32, .zero_copy = true},
     {"wide", 2, 130, 7168, 8, 32, 0, EP_E4M3, EP_I64, .scale = EP_SCALE_F32, .zero_copy = true},
+    /* bitmaps of all tokens are more than a multiprocessor holds; then the experts' tables too */
+    {"most tokens", 2, 8192, 128, 4, 256, 512, EP_E4M3, EP_I64, .scale = EP_SCALE_F32},
+    {"most tokens, many experts", 2, 8192, 8, 2, 8192, 64, EP_BF16, EP_I32, .hook = true},
 };
 
 static void low_latency(void **state)

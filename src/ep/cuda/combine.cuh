@@ -276,7 +276,11 @@ static __device__ void epc_queue_rows(const epc_combine_rows *rows, epc_ring *ri
     ring->slot[slot].none = 0;
     ring->slot[slot].last = ends && !(valid >> epc_lane() >> 1);
     epc_mbar_expect(&ring->full[slot], bytes);
-    epc_bulk_load(memory + (int64_t)slot * rows->piece_bytes, from, bytes, &ring->full[slot]);
+    uint8_t *to = memory + (int64_t)slot * rows->piece_bytes;
+    if (rows->own)
+        epc_bulk_load_once(to, from, bytes, &ring->full[slot], epc_evict_first());
+    else
+        epc_bulk_load(to, from, bytes, &ring->full[slot]);
 }
 
 static __device__ void epc_queue_nothing(const epc_combine_rows *rows, epc_ring *ring, uint32_t at,
@@ -414,29 +418,59 @@ static __device__ void epc_queue_items(const epc_combine_rows *rows, epc_ring *r
     epc_queue_nothing(rows, ring, at, -1);
 }
 
+/* By the block's first threads; a barrier of the block is to follow. */
+static __device__ __forceinline__ void epc_begin_ring(epc_ring *ring, int slots)
+{
+    uint32_t consumers = blockDim.x / EPC_WARP - 1;
+    for (int s = (int)threadIdx.x; s < slots; s += (int)blockDim.x) {
+        epc_mbar_init(&ring->full[s], 1);
+        epc_mbar_init(&ring->empty[s], consumers);
+        epc_mbar_init_done();
+    }
+}
+
+template <int DTYPE>
+static __device__ void epc_combine_ring(const epc_combine_rows *rows, epc_state *state,
+                                        epc_ring *ring, uint8_t *memory)
+{
+    if (epc_warp() == 0) {
+        epc_bulk_fence(); /* rows that ordinary stores of other kernels wrote */
+        epc_queue_items(rows, ring, state, memory);
+    } else {
+        uint32_t at = 0;
+        while (epc_sum_item<DTYPE>(rows, ring, memory, &at)) {
+        }
+    }
+    __syncthreads();
+}
+
 template <int DTYPE>
 static __device__ void epc_combine_bulk(const epc_combine_rows *rows, epc_state *state,
                                         uint8_t *memory)
 {
     __shared__ epc_ring ring;
-    uint32_t consumers = blockDim.x / EPC_WARP - 1;
-    for (int s = (int)threadIdx.x; s < rows->slots; s += (int)blockDim.x) {
-        epc_mbar_init(&ring.full[s], 1);
-        epc_mbar_init(&ring.empty[s], consumers);
-        epc_mbar_init_done();
-    }
+    epc_begin_ring(&ring, rows->slots);
     __syncthreads();
-    if (epc_warp() == 0) {
-        epc_bulk_fence(); /* rows that ordinary stores of other kernels wrote */
-        epc_queue_items(rows, &ring, state, memory);
-    } else {
-        uint32_t at = 0;
-        while (epc_sum_item<DTYPE>(rows, &ring, memory, &at)) {
-        }
-    }
-    __syncthreads();
+    epc_combine_ring<DTYPE>(rows, state, &ring, memory);
 }
 #else
+typedef struct epc_ring {
+    int none;
+} epc_ring;
+static __device__ __forceinline__ void epc_begin_ring(epc_ring *ring, int slots)
+{
+    (void)ring;
+    (void)slots;
+}
+template <int DTYPE>
+static __device__ void epc_combine_ring(const epc_combine_rows *rows, epc_state *state,
+                                        epc_ring *ring, uint8_t *memory)
+{
+    (void)state;
+    (void)ring;
+    (void)memory;
+    epc_combine_registers<DTYPE>(rows);
+}
 template <int DTYPE>
 static __device__ void epc_combine_bulk(const epc_combine_rows *rows, epc_state *state,
                                         uint8_t *memory)

@@ -448,6 +448,16 @@ static __device__ __forceinline__ void epc_bulk_load(void *shared, const void *g
         "l"(global), "r"(bytes), "r"(epc_shared(bar))
         : "memory");
 }
+/* What nobody reads again leaves the cache first. */
+static __device__ __forceinline__ void epc_bulk_load_once(void *shared, const void *global,
+                                                          uint32_t bytes, uint64_t *bar,
+                                                          uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], %4;" ::"r"(epc_shared(shared)),
+                 "l"(global), "r"(bytes), "r"(epc_shared(bar)), "l"(policy)
+                 : "memory");
+}
 /* Rows are more than the caches hold: what is written leaves them first. */
 static __device__ __forceinline__ uint64_t epc_evict_first(void)
 {

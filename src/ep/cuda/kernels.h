@@ -34,8 +34,9 @@ enum {
     EPC_LL_DISPATCH,
     EPC_LL_COMBINE_BOTH
 };
-/* Shared memory of a receive. A send needs 4 bytes for each (expert of the block, word). */
-size_t epc_ll_recv_shared(int ranks, int num_local, int words);
+/* A block's tables in a receive; `words` of a bitmap, or of the marks of one that is not in them. A
+   send needs 4 bytes for each (expert of the block, word). */
+size_t epc_ll_tables_bytes(int ranks, int num_local, int words);
 int epc_ll_prepare(int max_shared);
 int epc_ll_launch(int which, const epc_ll_params *params, int blocks, size_t shared, void *stream);
 

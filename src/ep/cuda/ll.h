@@ -68,7 +68,7 @@ static inline bool epc_ll_overflow_fails(const epc_buffer *b, const epc_ll_shape
 /* Uses the memory there is for the shape, or makes some; then every rank does, as all see the same
    change. */
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
-                                int blocks, bool capturing);
+                                bool capturing);
 /* This rank's part of setting memory up, when it refuses the call with the last error. */
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status);
 /* Gives a result's slot to other results, once. */

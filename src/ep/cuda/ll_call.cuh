@@ -7,7 +7,7 @@
 
 static __device__ __forceinline__ uint8_t *epc_area_at(const epc_ll_params *p, int rank)
 {
-    return epc_memory_at(&p->comm, rank, p->place[rank], p->offset[rank]);
+    return p->area_of[rank];
 }
 
 static __device__ __forceinline__ uint64_t *epc_bits_at(const epc_ll_params *p, int owner,
@@ -29,6 +29,23 @@ static __device__ __forceinline__ uint32_t *epc_heads_at(const epc_ll_params *p,
                                                          int64_t row)
 {
     return (uint32_t *)(epc_area_at(p, rank) + p->area.heads + row * p->head_bytes);
+}
+
+/* Launches overlap: the blocks of a kernel of a stream can be there before the kernel ahead of it
+   has ended, and wait for that here, before they look at anything. */
+static __device__ __forceinline__ void epc_await_kernel_ahead(void)
+{
+#if EPC_BULK
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* Lets those of the kernel behind this one come. By blocks that no longer wait for other ranks, for
+   they may come where another rank's blocks would. */
+static __device__ __forceinline__ void epc_let_kernel_behind_come(void)
+{
+#if EPC_BULK
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 static __device__ epc_call epc_begin_ll(const epc_ll_params *p, uint32_t epoch, int abort_flag)

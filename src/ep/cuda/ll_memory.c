@@ -175,26 +175,7 @@ static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *a
     return EP_OK;
 }
 
-/* Bitmaps of all tokens must fit a multiprocessor. */
-static ep_status check_limits(const epc_buffer *b, const epc_ll *ll, int blocks)
-{
-    size_t room = (size_t)b->gpu.max_shared - 12 * 1024;
-    size_t experts = ((size_t)ll->shape.num_experts + (size_t)blocks - 1) / (size_t)blocks;
-    int most = ll->words;
-    while (most > 0 && (experts * (size_t)most * 4 > room ||
-                        epc_ll_recv_shared(b->num_ranks, ll->num_local, most) > room))
-        most--;
-    if (most < ll->words)
-        return epi_fail(
-            EP_ERR_UNSUPPORTED,
-            "ep_ll_dispatch: max_tokens is %lld; with %d of %lld experts here, %d ranks "
-            "and %d blocks it must be at most %d",
-            (long long)ll->shape.max_tokens, ll->num_local, (long long)ll->shape.num_experts,
-            b->num_ranks, blocks, 32 * most);
-    return EP_OK;
-}
-
-static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *table, int blocks)
+static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *table)
 {
     epc_ll *ll = calloc(1, sizeof *ll);
     setup *all = calloc((size_t)b->num_ranks, sizeof *all);
@@ -208,7 +189,7 @@ static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *tab
     ll->num_local = table->num_local;
     ll->max_local = table->max_local;
     lay_out(b, ll);
-    ep_status status = check_limits(b, ll, blocks);
+    ep_status status = EP_OK;
     for (int i = 0; i < 2 && status == EP_OK; i++)
         status = take_slot_memory(b, ll, &ll->slot[i]);
     status = share_areas(b, ll, status, all);
@@ -222,7 +203,7 @@ static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *tab
 }
 
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
-                                int blocks, bool capturing)
+                                bool capturing)
 {
     epc_ll *ll = b->ll;
     if (ll && memcmp(&ll->shape, shape, sizeof *shape) == 0)
@@ -239,7 +220,7 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
     if (ll && b->has_last)
         EPI_TRY(epi_gpu_event_wait(b->last_done));
     epc_ll_destroy(b);
-    return set_up(b, shape, table, blocks);
+    return set_up(b, shape, table);
 }
 
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status)

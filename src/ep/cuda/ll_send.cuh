@@ -15,10 +15,37 @@ static __device__ __forceinline__ int64_t epc_id_at(const epc_ll_params *p, int 
     return p->id_bytes == 8 ? ((const int64_t *)p->ids)[at] : ((const int32_t *)p->ids)[at];
 }
 
+/* The expert of this thread's first pair, and where the first word of a bitmap that it pushes
+   goes (NULL: to nobody): asked for before there is anything to wait for. */
+typedef struct epc_ll_first {
+    int64_t id;
+    uint64_t *word;
+} epc_ll_first;
+
+static __device__ __forceinline__ uint64_t *epc_bitmap_word(const epc_ll_params *p, int i)
+{
+    int blocks = (int)gridDim.x, block = (int)blockIdx.x, e = i / p->words * blocks + block;
+    if (e >= p->num_experts)
+        return NULL;
+    int rank = p->expert_rank[e], local = p->expert_local[e];
+    return epc_is_masked(&p->comm, rank) ? NULL
+                                         : epc_bits_at(p, rank, p->comm.rank, local) + i % p->words;
+}
+
+static __device__ __forceinline__ epc_ll_first epc_look_ahead(const epc_ll_params *p)
+{
+    epc_ll_first first = {-1, NULL};
+    int i = (int)threadIdx.x;
+    if (i < p->num_tokens * p->topk)
+        first.id = epc_id_at(p, i / p->topk, i % p->topk);
+    first.word = epc_bitmap_word(p, i);
+    return first;
+}
+
 /* The experts of block b are those with e % blocks == b: each block makes their bitmaps from all
    ids, so that no block has to wait for another. The slot's last tokens must have been read before
    any of it is seen; false: they never will be. */
-static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *call,
+static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *call, int64_t first,
                                         uint32_t *bits)
 {
     int blocks = (int)gridDim.x, block = (int)blockIdx.x, pairs = p->num_tokens * p->topk;
@@ -28,7 +55,7 @@ static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *
     __syncthreads();
     for (int i = (int)threadIdx.x; i < pairs; i += (int)blockDim.x) {
         int t = i / p->topk, k = i % p->topk;
-        int64_t id = epc_id_at(p, t, k);
+        int64_t id = i == (int)threadIdx.x ? first : epc_id_at(p, t, k);
         if (id < -1 || id >= p->num_experts) {
             epc_fail_call(call->state, EPC_FAIL_ID, (uint32_t)t, (uint32_t)k, (uint32_t)id,
                           (uint32_t)(id >> 32), (uint32_t)p->num_experts);
@@ -49,12 +76,13 @@ static __device__ bool epc_make_bitmaps(const epc_ll_params *p, const epc_call *
 }
 
 /* Where each pair's row is among this rank's for the expert. */
-static __device__ void epc_find_positions(const epc_ll_params *p, const uint32_t *bits)
+static __device__ void epc_find_positions(const epc_ll_params *p, int64_t first,
+                                          const uint32_t *bits)
 {
     int blocks = (int)gridDim.x, pairs = p->num_tokens * p->topk;
     for (int i = (int)threadIdx.x; i < pairs; i += (int)blockDim.x) {
         int t = i / p->topk;
-        int64_t id = epc_id_at(p, t, i % p->topk);
+        int64_t id = i == (int)threadIdx.x ? first : epc_id_at(p, t, i % p->topk);
         if (id < 0 || id >= p->num_experts || id % blocks != (int)blockIdx.x)
             continue;
         const uint32_t *word = bits + id / blocks * p->words;
@@ -66,15 +94,14 @@ static __device__ void epc_find_positions(const epc_ll_params *p, const uint32_t
 }
 
 static __device__ void epc_push_bitmaps(const epc_ll_params *p, const epc_call *call,
-                                        const uint32_t *bits)
+                                        uint64_t *first, const uint32_t *bits)
 {
     int blocks = (int)gridDim.x, block = (int)blockIdx.x;
     int mine = (p->num_experts - block + blocks - 1) / blocks;
     for (int i = (int)threadIdx.x; i < mine * p->words; i += (int)blockDim.x) {
-        int e = i / p->words * blocks + block, w = i % p->words, rank = p->expert_rank[e];
-        if (!epc_is_masked(&p->comm, rank))
-            epc_store_word(epc_bits_at(p, rank, p->comm.rank, p->expert_local[e]) + w, bits[i],
-                           call->epoch);
+        uint64_t *word = i == (int)threadIdx.x ? first : epc_bitmap_word(p, i);
+        if (word)
+            epc_store_word(word, bits[i], call->epoch);
     }
 }
 
@@ -143,20 +170,24 @@ static __device__ void epc_put_tokens(const epc_ll_params *p)
     }
 }
 
-/* This rank's half of a dispatch. */
+/* This rank's half of a dispatch. MANY: bitmaps may lie on the device. */
+template <bool MANY>
 static __device__ void epc_send_tokens(const epc_ll_params *p, const epc_call *call, uint32_t *bits)
 {
     if (p->refused) {
         epc_fail_call(call->state, EPC_FAIL_REFUSED, p->refused, 0, 0, 0, 0);
         return;
     }
-    bool ok = epc_make_bitmaps(p, call, bits);
-    if (!ok)
+    int experts = (p->num_experts + (int)gridDim.x - 1) / (int)gridDim.x;
+    if (MANY && p->far_bits)
+        bits = p->far_bits + (int64_t)blockIdx.x * experts * p->words;
+    epc_ll_first first = epc_look_ahead(p);
+    if (!epc_make_bitmaps(p, call, first.id, bits))
         return;
-    epc_push_bitmaps(p, call, bits);
+    epc_push_bitmaps(p, call, first.word, bits);
     if (p->overflow_fails)
         epc_push_expert_counts(p, call, bits);
-    epc_find_positions(p, bits);
+    epc_find_positions(p, first.id, bits);
     epc_put_tokens(p);
 }
 

@@ -8,7 +8,7 @@
 #include "ep/cuda/ll_verify.cuh"
 
 /* Expert outputs that peers can't read where they are, or that go encoded, to the area. */
-static __device__ void epc_pack_outputs(const epc_ll_params *p)
+static __device__ __noinline__ void epc_pack_outputs(const epc_ll_params *p)
 {
     uint8_t *area = epc_area_at(p, p->comm.rank) + p->area.y;
     int warps = (int)(blockDim.x / EPC_WARP * gridDim.x),
@@ -24,7 +24,7 @@ static __device__ void epc_pack_outputs(const epc_ll_params *p)
             if (p->encode)
                 epc_logfmt_encode_row(from, p->hidden, epc_heads_at(p, p->comm.rank, row), to);
             else if ((uint64_t)from % 16 == 0)
-                epc_copy_bytes(to, from, stride);
+                epc_copy_bytes(to, from, (int)stride);
             else
                 for (int h = epc_lane(); h < p->hidden; h += EPC_WARP)
                     ((uint16_t *)to)[h] = ((const uint16_t *)from)[h];
@@ -66,6 +66,16 @@ static __device__ void epc_announce_outputs(const epc_ll_params *p, const epc_ca
     }
 }
 
+/* What a block does before rows move is divided among its warps, so that no wait holds up another:
+   the first ones announce, or make the ring ready, those from here on gather and list. */
+#define EPC_GATHERERS 8
+#define EPC_LISTERS 16
+
+static __device__ __forceinline__ int epc_thread_from(int warp)
+{
+    return (int)((threadIdx.x + blockDim.x - warp * EPC_WARP) % blockDim.x);
+}
+
 /* Where every rank has its outputs: a thread waits for each word, and for each flag. */
 static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call *call,
                                           epc_combine_sources *from, bool ok)
@@ -73,7 +83,8 @@ static __device__ bool epc_gather_outputs(const epc_ll_params *p, const epc_call
     __shared__ uint32_t field[EPC_MAX_RANKS][EPC_Y_FIELDS];
     const uint64_t *words = (const uint64_t *)(epc_area_at(p, p->comm.rank) + p->area.fields);
     int each = EPC_Y_FIELDS + 1;
-    for (int i = (int)threadIdx.x; i < p->comm.num_ranks * each; i += (int)blockDim.x) {
+    for (int i = epc_thread_from(EPC_GATHERERS); i < p->comm.num_ranks * each;
+         i += (int)blockDim.x) {
         int r = i / each, f = i % each;
         if (epc_is_masked(&p->comm, r))
             continue;
@@ -126,7 +137,7 @@ static __device__ bool epc_list_rows(const epc_ll_params *p, const epc_call *cal
     epc_call dispatch = *call;
     dispatch.epoch = p->comm.state->ll_epoch[p->slot];
     bool ok = true;
-    for (int i = (int)threadIdx.x;; i += (int)blockDim.x) {
+    for (int i = epc_thread_from(EPC_LISTERS);; i += (int)blockDim.x) {
         int t = i / p->topk * (int)gridDim.x + (int)blockIdx.x, k = i % p->topk;
         if (t >= p->num_tokens)
             break;
@@ -137,7 +148,7 @@ static __device__ bool epc_list_rows(const epc_ll_params *p, const epc_call *cal
         if (id >= 0) {
             int rank = p->expert_rank[id], local = p->expert_local[id];
             uint32_t first = 0;
-            if (!epc_is_masked(&p->comm, rank)) {
+            if (!p->comm.masked || !epc_is_masked(&p->comm, rank)) {
                 ok &= epc_wait_word(&dispatch, rank, begin + id, &first);
                 int64_t row = (int64_t)first + position;
                 if (row < p->expert_rows)
@@ -174,27 +185,43 @@ static __device__ epc_combine_rows epc_ll_rows_of(const epc_ll_params *p,
     return rows;
 }
 
+/* Sums that do not go through the engine, in functions of their own: so the engine's keep what they
+   need in registers. By value for the same reason. */
+static __device__ __noinline__ void epc_sum_encoded(epc_combine_rows rows)
+{
+    epc_combine_encoded(&rows);
+}
+static __device__ __noinline__ void epc_sum_registers(epc_combine_rows rows)
+{
+    epc_combine_registers<EPC_BF16>(&rows);
+}
+
 static __device__ void epc_sum_outputs(const epc_ll_params *p, const epc_call *call,
                                        epc_combine_sources *from, uint8_t *memory)
 {
     int most = (p->num_tokens + (int)gridDim.x - 1) / (int)gridDim.x * p->topk; /* of a block */
+    __shared__ epc_ring ring;
+    if (p->bulk)
+        epc_begin_ring(&ring, p->slots);
     epc_entry *entries = p->entries ? p->entries + (int64_t)blockIdx.x * most : (epc_entry *)memory;
     if (!p->entries)
         memory += (most * (int)sizeof *entries + 127) / 128 * 128;
     bool ok = epc_list_rows(p, call, entries);
     if (!epc_gather_outputs(p, call, from, ok))
         return;
+    if (!p->outside) /* else it ends when the others have read */
+        epc_let_kernel_behind_come();
     epc_combine_rows rows = epc_ll_rows_of(p, from, entries);
     uint64_t bits = 0;
     EPC_EACH_RANK(r, p->comm.num_ranks)
     if (!epc_is_masked(&p->comm, r))
         bits |= (uint64_t)from->y[r] | from->stride[r];
     if (p->encode)
-        epc_combine_encoded(&rows);
+        epc_sum_encoded(rows);
     else if (p->bulk && bits % 16 == 0)
-        epc_combine_bulk<EPC_BF16>(&rows, call->state, memory);
+        epc_combine_ring<EPC_BF16>(&rows, call->state, &ring, memory);
     else
-        epc_combine_registers<EPC_BF16>(&rows);
+        epc_sum_registers(rows);
     if (p->verify)
         epc_ll_check_outputs(p, rows);
 }

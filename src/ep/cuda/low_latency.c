@@ -90,16 +90,16 @@ static void describe_shape(epc_buffer *b, const epc_ll *ll, int slot, epc_flight
     p->scale_count = ll->scale_count;
     p->row_bytes = ll->row_bytes;
     p->area = ll->area;
-    for (int r = 0; r < b->num_ranks; r++) {
-        p->place[r] = ll->place[r];
-        p->offset[r] = ll->offset[r] + slot * ll->area.bytes;
-    }
+    for (int r = 0; r < b->num_ranks; r++)
+        p->area_of[r] = b->places[ll->place[r] * EPC_MAX_RANKS + (uint32_t)r] + ll->offset[r] +
+                        slot * ll->area.bytes;
     p->expert_rank = ll->table->rank;
     p->expert_local = ll->table->local;
     p->expert_order = ll->table->order;
     p->first_expert = ll->table->first;
     p->count = ll->slot[slot].count;
     p->verify = b->buffer->config.verify;
+    p->overlap = b->bulk;
     p->flip = epc_flip_now(b);
 }
 
@@ -129,6 +129,53 @@ ep_status epc_run_second(epc_flight *flight, void *stream)
     b->last_stream = stream;
     b->has_last = true;
     return epi_gpu_event_record(b->last_done, stream);
+}
+
+/* Where a dispatch keeps what it counts with: in shared memory, or where that has no room for it,
+   on the device. */
+typedef struct ll_room {
+    size_t send, receive; /* shared memory of the halves */
+} ll_room;
+
+static ep_status place_tables(epc_buffer *b, epc_ll_params *p, int blocks, ll_room *room)
+{
+    size_t most = (size_t)b->gpu.max_shared - 12 * 1024, grid = (size_t)blocks;
+    size_t bits = ((size_t)p->num_experts + grid - 1) / grid * (size_t)p->words * 4;
+    size_t tables = epc_ll_tables_bytes(b->num_ranks, p->num_local, p->words);
+    uint8_t *memory = NULL;
+    p->many = bits > most || tables > most;
+    *room = (ll_room){bits, tables};
+    if (!p->many)
+        return EP_OK;
+    tables = epc_padded(epc_ll_tables_bytes(b->num_ranks, p->num_local, EPC_MARKS(p->words)));
+    *room = (ll_room){bits > most ? 0 : bits, tables > most ? 0 : tables};
+    size_t far_bits = epc_padded(bits > most ? grid * bits : 0);
+    size_t far_tables = tables > most ? grid * tables : 0;
+    if (far_bits + far_tables)
+        EPI_TRY(epc_use_scratch(b, far_bits + far_tables, &memory));
+    p->far_bits = far_bits ? (uint32_t *)memory : NULL;
+    p->far_tables = far_tables ? (int32_t *)(memory + far_bits) : NULL;
+    p->far_table_bytes = (int64_t)tables;
+    return EP_OK;
+}
+
+/* How a receive moves rows: through the bulk copy engine where it can. Returns its shared memory,
+   of which its tables take `tables` bytes. */
+static size_t plan_movers(const epc_buffer *b, epc_ll_params *p, size_t tables)
+{
+    size_t most = (size_t)b->gpu.max_shared - 12 * 1024;
+    size_t before = (tables + 127) / 128 * 128 + EPC_LL_LIST * sizeof(epc_ll_row);
+    int64_t parts = (p->row_bytes + EPC_LL_PIECE - 1) / EPC_LL_PIECE;
+    size_t piece = (size_t)((p->row_bytes + parts - 1) / parts + 127) / 128 * 128;
+    size_t movers = before < most ? (most - before) / (2 * piece) : 0;
+    p->bulk = b->bulk && p->row_bytes % 16 == 0 && !p->many && !p->verify &&
+              movers >= EPC_LL_LEAST_MOVERS;
+    if (!p->bulk)
+        return tables;
+    p->slots = (int32_t)(movers < EPC_LL_MOST_MOVERS ? movers : EPC_LL_MOST_MOVERS);
+    p->pieces = (int32_t)((p->row_bytes + (int64_t)piece - 1) / (int64_t)piece);
+    p->piece_bytes = (int32_t)piece;
+    return before + (size_t)p->slots * 2 * piece;
 }
 
 /* A kernel, its blocks and their shared memory. */
@@ -228,12 +275,13 @@ static ep_status dispatch_with(epc_buffer *b, epc_flight *flight, const ep_ll_di
     p.expert_tokens_stride = args->expert_tokens.stride[0];
     p.wait_cost = args->wait_cost.data;
     p.wait_cost_stride = args->wait_cost.stride[0];
-    size_t send =
-        ((size_t)p.num_experts + (size_t)blocks - 1) / (size_t)blocks * (size_t)p.words * 4;
-    size_t recv = epc_ll_recv_shared(b->num_ranks, p.num_local, p.words);
-    return launch_call(flight, &p, (launch){EPC_LL_DISPATCH, blocks, send > recv ? send : recv},
-                       (launch){EPC_LL_SEND, blocks, send}, (launch){EPC_LL_RECEIVE, blocks, recv},
-                       hook);
+    ll_room room;
+    EPI_TRY(place_tables(b, &p, blocks, &room));
+    room.receive = plan_movers(b, &p, room.receive);
+    size_t most = room.send > room.receive ? room.send : room.receive;
+    return launch_call(flight, &p, (launch){EPC_LL_DISPATCH, blocks, most},
+                       (launch){EPC_LL_SEND, blocks, room.send},
+                       (launch){EPC_LL_RECEIVE, blocks, room.receive}, hook);
 }
 
 static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
@@ -260,7 +308,7 @@ static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
                         "%s: max_expert_rows is %lld for %d experts; on CUDA their product must be "
                         "below 2147483648",
                         flight->call, (long long)shape.expert_rows, table->num_local);
-    return epc_ll_prepare_memory(b, &shape, table, *blocks, flight->serial == 0);
+    return epc_ll_prepare_memory(b, &shape, table, flight->serial == 0);
 }
 
 ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
@@ -334,8 +382,10 @@ static ep_status launch_refusal(epc_buffer *b, epc_flight *flight, bool combine,
     describe_shape(b, b->ll, slot, flight, &p);
     p.refused = why;
     int kernel = combine ? EPC_LL_COMBINE_BOTH : EPC_LL_DISPATCH;
-    size_t shared = epc_ll_recv_shared(b->num_ranks, p.num_local, p.words);
-    return start_kernel(kernel, &p, 1, combine ? 0 : shared, flight->stream);
+    ll_room room = {0, 0};
+    if (!combine)
+        EPI_TRY(place_tables(b, &p, 1, &room));
+    return start_kernel(kernel, &p, 1, room.receive, flight->stream);
 }
 
 ep_status epc_ll_refuse(epc_buffer *b, bool combine, ep_status status)
@@ -416,8 +466,8 @@ static ep_status place_outputs(const epc_flight *flight, const struct epc_ll_han
         p->y = args->y.data;
         p->y_expert_stride = args->y.stride[0] * 2;
         p->y_row_stride = args->y.stride[1] * 2;
-        place = (int)p->place[b->rank];
-        offset = p->offset[b->rank] + ll->area.y;
+        place = (int)ll->place[b->rank];
+        offset = ll->offset[b->rank] + own->core->slot * ll->area.bytes + ll->area.y;
         stride = ll->shape.hidden * 2;
     }
     p->outside = in_place && !in_area;

@@ -394,6 +394,22 @@ typedef struct epc_ll_area {
     int64_t bytes;
 } epc_ll_area;
 
+/* Marks of a bitmap: bits that are set in each EPC_MARK words of it. */
+#define EPC_MARK 32
+#define EPC_MARKS(words) (((words) + EPC_MARK - 1) / EPC_MARK)
+
+/* How a receive moves rows in bulk. */
+#define EPC_LL_LIST 256       /* rows that a block lists at a time */
+#define EPC_LL_PIECE 3584     /* at most, of a row: two for each moving warp */
+#define EPC_LL_MOST_MOVERS 29 /* of a block's warps; the others see to scales */
+#define EPC_LL_LEAST_MOVERS 8 /* with fewer, rows go through registers */
+
+/* A row to fetch. */
+typedef struct epc_ll_row {
+    int source, token, expert; /* expert: local */
+    int64_t row;               /* of the result */
+} epc_ll_row;
+
 /* Arguments of the four low-latency kernels; each uses what it needs. */
 typedef struct epc_ll_params {
     epc_comm comm;
@@ -401,6 +417,7 @@ typedef struct epc_ll_params {
     uint32_t serial;
     int64_t timeout_ns;
     uint32_t refused; /* why, when this rank only tells the others that it does not take part */
+    int32_t overlap; /* the kernel's launch may overlap the end of the kernel ahead of it */
     int32_t slot, hidden, topk, num_experts, num_local, num_tokens;
     int32_t max_tokens, words; /* M, and 32-bit words of a bitmap of M bits */
     int32_t expert_rows;       /* S */
@@ -408,9 +425,16 @@ typedef struct epc_ll_params {
     int32_t quantise, scale_kind, scale_count, scales_by_column;
     int64_t row_bytes;
     epc_ll_area area;
-    uint32_t place[EPC_MAX_RANKS]; /* of the slot's area at each rank */
-    int64_t offset[EPC_MAX_RANKS];
-    int32_t max_local; /* the most experts of any rank: stride of bits */
+    uint8_t *area_of[EPC_MAX_RANKS]; /* the slot's area at each rank */
+    int32_t max_local;               /* the most experts of any rank: stride of bits */
+
+    /* what shared memory has no room for: then bitmaps received are read where they are, and the
+       bitmaps that blocks tell [blocks, experts of each, W], or each block's tables of a receive,
+       lie on the device; NULL: in shared memory */
+    int32_t many;
+    uint32_t *far_bits;
+    int32_t *far_tables;
+    int64_t far_table_bytes; /* of a block */
     const int32_t *expert_rank, *expert_local, *expert_order;
     int32_t first_expert; /* of this rank's in expert_order */
 
