@@ -456,8 +456,13 @@ enum { EPC_BY_REGISTERS, EPC_BY_ENGINE, EPC_QUANTISED_BY_ENGINE, EPC_HOW };
  */
 #define EPC_SECOND EPC_HOW
 
+static constexpr int epc_threads_of(int how)
+{
+    return how == EPC_QUANTISED_BY_ENGINE ? EPC_CODING_THREADS : EPC_THREADS;
+}
+
 template <int KIND>
-__global__ void __launch_bounds__(EPC_THREADS, 1)
+__global__ void __launch_bounds__(epc_threads_of(KIND), 1)
     epc_dispatch_kernel(const __grid_constant__ epc_dispatch_params p)
 {
     extern __shared__ __align__(128) uint8_t memory[];
@@ -521,5 +526,6 @@ extern "C" int epc_dispatch_launch(const epc_dispatch_params *params, int blocks
     if (params->second_half) /* gradients are not quantised */
         how += EPC_SECOND;
     return (int)cudaLaunchKernel((const void *)epc_kernels[how], dim3((unsigned)blocks),
-                                 dim3(EPC_THREADS), arguments, shared, (cudaStream_t)stream);
+                                 dim3((unsigned)epc_threads_of(how)), arguments, shared,
+                                 (cudaStream_t)stream);
 }

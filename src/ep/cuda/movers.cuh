@@ -147,10 +147,7 @@ static __device__ epc_parcel epc_coded_parcel(const epc_dispatch_params *p, cons
     int start = piece * per_piece,
         channels = p->hidden - start < per_piece ? p->hidden - start : per_piece;
     uint32_t *scales = (uint32_t *)(to + per_piece);
-    if (p->dtype == EPC_BF16)
-        epc_code_bf16(slot, channels, to, scales, p->scale_kind);
-    else
-        epc_code_any(slot, p->dtype, channels, to, scales, p->scale_kind);
+    epc_code_piece(slot, p->dtype, channels, to, scales, p->scale_kind);
     epc_parcel parcel;
     parcel.bytes = to;
     parcel.at = start;

@@ -181,7 +181,8 @@ static int wanted_movers(const epc_buffer *b, const epc_dispatch_params *p)
 ep_status epc_plan_block(const epc_buffer *b, epc_dispatch *d)
 {
     epc_dispatch_params *p = &d->params;
-    int warps = EPC_THREADS / 32, columns = p->by_expert ? p->num_experts : b->num_ranks;
+    int threads = p->bulk && p->quantise ? EPC_CODING_THREADS : EPC_THREADS;
+    int warps = threads / 32, columns = p->by_expert ? p->num_experts : b->num_ranks;
     size_t tables = tables_bytes(b, p, columns), room = (size_t)b->gpu.max_shared - 2048;
     EPI_TRY(check_experts(b, d));
     p->layout_warps = warps;

@@ -123,11 +123,9 @@ static __device__ __forceinline__ uint2 epc_encode8(const float *v, float invers
                           epc_pack2_e4m3(v[6] * inverse, v[7] * inverse) << 16);
 }
 
-static __device__ __forceinline__ epc_codes epc_quantise_raw(epc_raw raw, int scale_kind)
+static __device__ __forceinline__ epc_codes epc_encode_raw(epc_raw raw, struct epi_scale scale)
 {
     epc_codes codes;
-    struct epi_scale scale = epc_scale_of(
-        fmaxf(fmaxf(0, epc_amax8_bf16(raw.half[0])), epc_amax8_bf16(raw.half[1])), scale_kind);
     uint2 word[2];
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -141,6 +139,12 @@ static __device__ __forceinline__ epc_codes epc_quantise_raw(epc_raw raw, int sc
     codes.code = make_uint4(word[0].x, word[0].y, word[1].x, word[1].y);
     codes.scale = scale.scale;
     return codes;
+}
+
+static __device__ __forceinline__ epc_codes epc_quantise_raw(epc_raw raw, int scale_kind)
+{
+    float amax = fmaxf(epc_amax8_bf16(raw.half[0]), epc_amax8_bf16(raw.half[1]));
+    return epc_encode_raw(raw, epc_scale_of(fmaxf(0, amax), scale_kind));
 }
 
 /* The same for any dtype and alignment. */
@@ -197,7 +201,7 @@ static __device__ __forceinline__ void epc_put_scales(const epc_codes *codes, ui
         scales[first / EPC_QUANT_CHANNELS] = word;
 }
 
-/* Quantises a piece of a row, `channels` of any dtype, to `to`. */
+/* Quantises `channels` of any dtype to `to`. */
 static __device__ __noinline__ void epc_code_any(const uint8_t *piece, int dtype, int channels,
                                                  uint8_t *to, uint32_t *scales, int scale_kind)
 {
@@ -208,27 +212,103 @@ static __device__ __noinline__ void epc_code_any(const uint8_t *piece, int dtype
     }
 }
 
-/* The same for BF16 that is aligned, a multiple of 8 channels; some are read while others are
-   quantised. */
-static __device__ __forceinline__ void epc_code_bf16(const uint8_t *piece, int channels,
-                                                     uint8_t *to, uint32_t *scales, int scale_kind)
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+/* Of each half the larger magnitude, NaN passed over; its sign means nothing. */
+static __device__ __forceinline__ uint32_t epc_larger2_bf16(uint32_t a, uint32_t b)
 {
-    for (int first = 0; first < channels; first += 2 * EPC_QUANT_CHANNELS) {
-        epc_raw raw[2]; /* past the end: zeros, which are not stored */
+    uint32_t larger;
+    asm("max.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(larger) : "r"(a), "r"(b));
+    return larger;
+}
+
+static __device__ __forceinline__ uint32_t epc_larger16_bf16(epc_raw raw)
+{
+    uint32_t a = epc_larger2_bf16(raw.half[0].x, raw.half[0].y),
+             b = epc_larger2_bf16(raw.half[0].z, raw.half[0].w),
+             c = epc_larger2_bf16(raw.half[1].x, raw.half[1].y),
+             d = epc_larger2_bf16(raw.half[1].z, raw.half[1].w);
+    return epc_larger2_bf16(epc_larger2_bf16(a, b), epc_larger2_bf16(c, d));
+}
+
+/* Largest magnitudes of this lane's blocks in two runs of 512 channels, but no less than
+   EPI_AMAX_MIN: both travel between lanes in one word. */
+static __device__ __forceinline__ void epc_amax_pair(const epc_raw *raw, float *amax)
+{
+    uint32_t a = epc_larger16_bf16(raw[0]), b = epc_larger16_bf16(raw[1]);
+    uint32_t both = epc_larger2_bf16(__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632));
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-            raw[i] =
-                epc_load_raw(piece, first + i * EPC_QUANT_CHANNELS + epc_lane() * 16, channels);
+    for (int step = 1; step < 8; step *= 2)
+        both = epc_larger2_bf16(both, __shfl_xor_sync(EPC_ALL, both, step));
+    amax[0] = fmaxf(epi_float(both << 16 & 0x7fff0000u), EPI_AMAX_MIN);
+    amax[1] = fmaxf(epi_float(both & 0x7fff0000u), EPI_AMAX_MIN);
+}
+
+#define EPC_PLAIN_AMAX 1.2676506e30f /* 2^100 */
+
+/* What epi_scale_f32() and epi_scale_pow2() give for an amax from EPI_AMAX_MIN to EPC_PLAIN_AMAX.
+   A division branches for what may overflow, which nothing here does. */
+static __device__ __forceinline__ struct epi_scale epc_plain_scale(float amax, bool pow2)
+{
+    struct epi_scale s;
+    const float part = 1.0f / EPI_E4M3_MAX;
+    float q = __fmul_rn(amax, part), r;
+    s.scale = __fmaf_rn(__fmaf_rn(q, -EPI_E4M3_MAX, amax), part, q);
+    if (pow2) {
+        uint32_t up = (epi_bits(s.scale) + 0x7fffffu) & EPI_F32_INF;
+        s.scale = epi_float(up);
+        s.inverse = epi_float((254u << 23) - up);
+        return s;
+    }
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(amax));
+    r = __fmaf_rn(r, __fmaf_rn(-amax, r, 1), r);
+    q = __fmul_rn(r, EPI_E4M3_MAX);
+    s.inverse = __fmaf_rn(r, __fmaf_rn(-amax, q, EPI_E4M3_MAX), q);
+    return s;
+}
+
+/* Two whole runs of 512 channels of BF16 at once, for neither to wait for the other's steps.
+   False: they need more care. */
+static __device__ __forceinline__ bool epc_code_pair(const uint8_t *from, uint8_t *to,
+                                                     uint32_t *scales, int scale_kind)
+{
+    epc_raw raw[2];
+    epc_codes codes[2];
+    float amax[2];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            int at = first + i * EPC_QUANT_CHANNELS;
-            if (at >= channels)
-                return;
-            epc_codes codes = epc_quantise_raw(raw[i], scale_kind);
-            epc_put_codes(&codes, to, at, channels);
-            epc_put_scales(&codes, scales, at, channels, scale_kind);
-        }
+    for (int i = 0; i < 2; i++)
+        raw[i] =
+            epc_load_raw(from, i * EPC_QUANT_CHANNELS + epc_lane() * 16, 2 * EPC_QUANT_CHANNELS);
+    epc_amax_pair(raw, amax);
+    if (__any_sync(EPC_ALL, fmaxf(amax[0], amax[1]) > EPC_PLAIN_AMAX))
+        return false;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        struct epi_scale scale = epc_plain_scale(amax[i], scale_kind != EPC_SCALE_F32);
+        codes[i] = epc_encode_raw(raw[i], scale);
+        *(uint4 *)(to + i * EPC_QUANT_CHANNELS + epc_lane() * 16) = codes[i].code;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+        epc_put_scales(&codes[i], scales, i * EPC_QUANT_CHANNELS, 2 * EPC_QUANT_CHANNELS,
+                       scale_kind);
+    return true;
+}
+
+/* Quantises a piece of a row, `channels` of any dtype, to `to`. All are aligned. */
+static __device__ __forceinline__ void epc_code_piece(const uint8_t *piece, int dtype, int channels,
+                                                      uint8_t *to, uint32_t *scales, int scale_kind)
+{
+    const int pair = 2 * EPC_QUANT_CHANNELS;
+    int element = dtype == EPC_F32 ? 4 : 2, per_word = scale_kind == EPC_SCALE_UE8M0 ? 512 : 128;
+    for (int first = 0; first < channels; first += pair) {
+        const uint8_t *from = piece + first * element;
+        int left = channels - first < pair ? channels - first : pair;
+        if (dtype == EPC_BF16 && left == pair &&
+            epc_code_pair(from, to + first, scales + first / per_word, scale_kind))
+            continue;
+        epc_code_any(from, dtype, left, to + first, scales + first / per_word, scale_kind);
     }
 }
+#endif
 
 #endif

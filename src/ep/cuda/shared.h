@@ -24,10 +24,11 @@
 #define EPC_MAX_EXPERTS 16384
 #define EPC_MAX_PLACES 128 /* memories of one rank that peers can reach: segments, then exports */
 #define EPC_MAX_SEGMENTS 16
-#define EPC_MAX_UNITS 256     /* groups of tokens that a dispatch counts separately */
-#define EPC_THREADS 1024      /* of every block of a normal-mode kernel, but for: */
-#define EPC_STREAM_WARPS 16   /* of a combine with a ring of each warp, */
-#define EPC_STREAM_PIECE 3584 /* bytes of a row that one of them adds at a time, */
+#define EPC_MAX_UNITS 256      /* groups of tokens that a dispatch counts separately */
+#define EPC_THREADS 1024       /* of every block of a normal-mode kernel, but for: */
+#define EPC_CODING_THREADS 640 /* a dispatch that quantises by the engine: more registers each */
+#define EPC_STREAM_WARPS 16    /* of a combine with a ring of each warp, */
+#define EPC_STREAM_PIECE 3584  /* bytes of a row that one of them adds at a time, */
 #define EPC_STREAM_SLOT (EPC_STREAM_PIECE + 24) /* and what one takes of shared memory */
 #define EPC_MAX_TOPK 256
 #define EPC_ALIGN 256 /* of every array in a region of rows */
