@@ -50,6 +50,8 @@ class Call:
         start = time.perf_counter_ns()
         kept = make()
         taken = time.perf_counter_ns() - start
+        if isinstance(kept, int) and kept:  # a status of the C interface
+            raise RuntimeError(lib.ep_last_error().decode())
         if self._after is not None:
             self._after()
         del kept
@@ -102,8 +104,9 @@ def c_combine(buffer, y, handle, num_sms):
     return Call(lambda: lib.ep_combine(pointer, passed, None) or out)
 
 
-def c_low_latency(buffer, x, idx, weights):
-    """A dispatch and a combine of the C interface; the one makes what the other brings back."""
+def c_low_latency(buffer, other, x, idx, weights):
+    """A dispatch and a combine of the C interface, the latter of a result of another buffer: one
+    that lives would be in the way of the second dispatch after it."""
     args = _abi.LlDispatchArgs(max_tokens=TOKENS, num_experts=EXPERTS)
     back = _abi.LlCombineArgs()
     out = empty(x.shape, dtype_code(x.dtype), kind_of(x))
@@ -113,7 +116,7 @@ def c_low_latency(buffer, x, idx, weights):
         fill(back, getattr(_abi.LlCombineArgs, name).offset, describe(tensor))
     recv, kept = _abi.LlRecv(), _abi.LlRecv()
     pointer, pass_args, pass_recv = buffer.pointer, ctypes.byref(args), ctypes.byref(recv)
-    lib.ep_ll_dispatch(pointer, pass_args, ctypes.byref(kept), None)
+    lib.ep_ll_dispatch(other.pointer, pass_args, ctypes.byref(kept), None)
     back.y, back.handle = kept.x, kept.handle
     pass_back = ctypes.byref(back)
     return (
@@ -121,7 +124,7 @@ def c_low_latency(buffer, x, idx, weights):
             lambda: lib.ep_ll_dispatch(pointer, pass_args, pass_recv, None),
             lambda: lib.ep_ll_recv_release(pass_recv),
         ),
-        Call(lambda: lib.ep_ll_combine(pointer, pass_back, None) or (out, weights, idx)),
+        Call(lambda: lib.ep_ll_combine(other.pointer, pass_back, None) or (out, weights, idx)),
     )
 
 
@@ -134,13 +137,13 @@ def measure(to, iterations):
     tx, tidx, tweights = to(x), to(idx), to(weights)
     device = "cuda" if kind_of(tx).device == CUDA else "cpu"
     buffer = entrepot.Buffer(group, device=device)
-    low = entrepot.Buffer(group, device=device)
+    low, other = (entrepot.Buffer(group, device=device) for _ in range(2))
     drop_in = deep_ep.Buffer(group)
     ours = buffer.dispatch(tx, tidx, tweights, num_experts=EXPERTS)
     # deep_ep asks for as many SMs as its class says, entrepot for all.
     sms = deep_ep.Buffer.num_sms if device == "cuda" else 0
     narrow = to(x.astype(bfloat16))
-    ll_dispatch, ll_combine = c_low_latency(low, narrow, tidx, tweights)
+    ll_dispatch, ll_combine = c_low_latency(low, other, narrow, tidx, tweights)
     _, _, per_expert, in_rank, _ = drop_in.get_dispatch_layout(tidx, EXPERTS)
     layout = {"num_tokens_per_expert": per_expert, "is_token_in_rank": in_rank}
     got = drop_in.dispatch(tx, topk_idx=tidx, topk_weights=tweights, **layout)

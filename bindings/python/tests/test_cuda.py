@@ -303,11 +303,7 @@ def test_cuda_late_rank_is_named(processes):
 # ----------------------------------------------------------------- layout
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32])
-@pytest.mark.parametrize("tokens", [0, 1, 37, 4096])
-@pytest.mark.parametrize("table", [False, True])
-def test_cuda_layout(tokens, dtype, table):
-    """Tokens on a GPU are counted there as those of the host are."""
+def _layout(group, tokens, dtype, table):
     import torch
 
     world = World(3, tokens, 8, 4, 12, drop=0.3)
@@ -325,3 +321,16 @@ def test_cuda_layout(tokens, dtype, table):
                 assert counted.cpu().numpy().dtype == expected.dtype
     with pytest.raises(entrepot.ArgumentError, match="must be a multiple of the 7 ranks"):
         entrepot.layout(cuda.to(idx), world.experts, 7)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32])
+@pytest.mark.parametrize("table", [False, True])
+def test_cuda_layout(processes, dtype, table):
+    """Tokens on a GPU are counted there as those of the host are. Not in this process: those that
+    it forks later could not use the GPU."""
+
+    def all_sizes(group):
+        for tokens in (0, 1, 37, 4096):
+            _layout(group, tokens, dtype, table)
+
+    processes(1, all_sizes)
