@@ -418,7 +418,7 @@ typedef struct epc_ll_params {
     uint32_t serial;
     int64_t timeout_ns;
     uint32_t refused; /* why, when this rank only tells the others that it does not take part */
-    int32_t overlap; /* the kernel's launch may overlap the end of the kernel ahead of it */
+    int32_t overlap;  /* the kernel's launch may overlap the end of the kernel ahead of it */
     int32_t slot, hidden, topk, num_experts, num_local, num_tokens;
     int32_t max_tokens, words; /* M, and 32-bit words of a bitmap of M bits */
     int32_t expert_rows;       /* S */
