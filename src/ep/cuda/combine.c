@@ -5,11 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool given(const ep_tensor *tensor)
-{
-    return tensor->ndim != 0 || tensor->data != NULL;
-}
-
 /* Pieces of rows that the ring's threads can add up, 16 bytes each. */
 size_t epc_plan_ring(const epc_buffer *b, int hidden, ep_dtype dtype, size_t taken, int32_t *bulk,
                      int32_t *pieces, int32_t *piece_bytes, int32_t *slots)
@@ -61,8 +56,9 @@ static void describe(const epc_combine_call_args *args, epc_combine_params *p)
     p->entries = device->entries;
     p->by_expert = handle->layout == EP_ROWS_BY_EXPERT;
     if (args->weighted) {
-        p->weights = given(&args->topk_weights) ? args->topk_weights.data : device->weights;
-        p->weight_stride = given(&args->topk_weights) ? args->topk_weights.stride[0] : handle->topk;
+        p->weights = epc_given(&args->topk_weights) ? args->topk_weights.data : device->weights;
+        p->weight_stride =
+            epc_given(&args->topk_weights) ? args->topk_weights.stride[0] : handle->topk;
     }
     size_t element = ep_dtype_size(args->y.dtype);
     for (int i = 0; i < 2; i++) {
@@ -71,11 +67,11 @@ static void describe(const epc_combine_call_args *args, epc_combine_params *p)
     }
     p->out = args->out.data;
     p->out_stride = args->out.stride[0] * (int64_t)element;
-    if (given(&args->out_weights)) {
+    if (epc_given(&args->out_weights)) {
         p->out_weights = args->out_weights.data;
         p->out_weight_stride = args->out_weights.stride[0];
     }
-    if (given(&args->dot)) {
+    if (epc_given(&args->dot)) {
         p->dot = args->dot.data;
         p->dot_stride = args->dot.stride[0] * (int64_t)element;
     }
@@ -91,7 +87,7 @@ static void agree(const epc_buffer *b, const epc_combine_call_args *args, epc_co
     f[EPC_F_TOPK] = (uint32_t)handle->topk;
     f[EPC_F_EXPERTS] = (uint32_t)handle->num_experts;
     f[EPC_F_LAYOUT] = (uint32_t)p->by_expert;
-    f[EPC_F_WEIGHTS] = given(&args->row_weights);
+    f[EPC_F_WEIGHTS] = epc_given(&args->row_weights);
     f[EPC_F_HANDLE] = ((const epc_handle *)handle->device)->serial;
     f[EPC_F_MASK] = epc_mask_word(b);
 }
@@ -119,7 +115,7 @@ static ep_status expose(epc_buffer *b, epc_flight *flight, const epc_combine_cal
     const ep_tensor *tensors[2] = {&args->y, &args->row_weights};
     epc_exposed exposed[2] = {{0}}, sums = {0};
     bool verify = b->buffer->config.verify;
-    EPI_TRY(epc_expose(flight, args->handle->device, tensors, given(&args->row_weights) ? 2 : 1,
+    EPI_TRY(epc_expose(flight, args->handle->device, tensors, epc_given(&args->row_weights) ? 2 : 1,
                        verify ? (size_t)args->y.shape[0] * sizeof(uint64_t) : 0, exposed, &sums));
     if (exposed[0].stride > UINT32_MAX)
         return epi_fail(EP_ERR_UNSUPPORTED,

@@ -1,106 +1,10 @@
 /* SPDX-License-Identifier: MIT */
-/* Dispatch on the device: one kernel, then the result as the caller gets it. */
+/* Dispatch on the device: room for its rows, one kernel, and the counts that it reports. */
 #include "ep/cuda/internal.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* A result's memory. */
-typedef struct owner {
-    epc_buffer *b;
-    epc_block *block; /* of the window; NULL: the allocator's */
-    epc_handle *handle;
-    ep_allocator allocator;
-    void *memory;
-} owner;
-
-static bool given(const ep_tensor *tensor)
-{
-    return tensor->ndim != 0 || tensor->data != NULL;
-}
-
-/* ---------------------------------------------------------------- parameters */
-
-static void describe_x(epc_dispatch *d, const ep_tensor *x, const ep_tensor *scales)
-{
-    epc_dispatch_params *p = &d->params;
-    size_t element = d->wire_dtype == EP_E4M3 && x->dtype == EP_E4M3 ? 1
-                     : x->dtype == EP_F32                            ? 4
-                                                                     : 2;
-    bool quantise = d->wire_dtype == EP_E4M3 && x->dtype != EP_E4M3;
-    int per = d->scale == EP_SCALE_UE8M0 ? 512 : 128;
-    p->x = x->data;
-    p->x_stride = x->stride[0] * (int64_t)element;
-    p->num_tokens = (int32_t)x->shape[0];
-    p->hidden = (int32_t)x->shape[1];
-    p->dtype = (int32_t)x->dtype;
-    p->quantise = quantise;
-    p->scale_kind = (int32_t)d->scale;
-    p->shape.row_bytes = d->wire_dtype == EP_E4M3 ? p->hidden : p->hidden * (int64_t)element;
-    p->scale_count = d->wire_dtype == EP_E4M3 ? (p->hidden + per - 1) / per : 0;
-    p->shape.scale_bytes = 4 * p->scale_count;
-    p->verify = d->flight->owner->buffer->config.verify;
-    p->shape.checksum_bytes = p->verify ? sizeof(epc_seal) : 0;
-    if (given(scales)) {
-        p->scales = scales->data;
-        p->scale_row = scales->stride[0];
-        p->scale_column = scales->stride[1];
-    }
-    uint64_t bits = (uint64_t)(uintptr_t)p->x | (uint64_t)p->x_stride |
-                    (uint64_t)(p->hidden * (int64_t)element) | (uint64_t)p->shape.row_bytes;
-    p->bulk = d->flight->owner->bulk && bits % 16 == 0 && !d->weighted && p->hidden > 0;
-    p->load_bytes = p->hidden * (int64_t)element;
-}
-
-static void describe_routing(epc_dispatch *d, const ep_dispatch_args *args, const epc_table *table)
-{
-    epc_dispatch_params *p = &d->params;
-    const ep_handle *handle = d->handle;
-    p->by_expert = handle->layout == EP_ROWS_BY_EXPERT;
-    p->topk = p->width = handle->topk;
-    p->num_experts = (int32_t)handle->num_experts;
-    p->num_local = handle->num_local;
-    p->alignment = handle->alignment;
-    p->worst = args->num_worst_tokens;
-    if (d->cached)
-        return;
-    if (!p->worst && d->flight->owner->num_shared < EPC_MAX_SEGMENTS)
-        p->spare = d->spare = epc_spare_row(handle->hidden, p->dtype, handle->topk);
-    p->expert_rank = table->rank;
-    p->expert_local = table->local;
-    p->expert_order = table->order;
-    p->ids = args->topk_idx.data;
-    p->id_stride = args->topk_idx.stride[0];
-    p->id_bytes = args->topk_idx.dtype == EP_I64 ? 8 : 4;
-    p->shape.id_bytes = p->id_bytes * (p->by_expert ? 1 : p->topk);
-    if (given(&args->topk_weights)) {
-        p->weights = args->topk_weights.data;
-        p->weight_stride = args->topk_weights.stride[0];
-        p->shape.weight_bytes = 4 * (p->by_expert ? 1 : p->topk);
-    }
-}
-
-static void describe_agreement(epc_dispatch *d)
-{
-    epc_dispatch_params *p = &d->params;
-    const epc_handle *handle = d->handle->device;
-    uint32_t *f = p->field;
-    f[EPC_F_OP] = d->cached ? EPC_OP_CACHED : EPC_OP_DISPATCH;
-    f[EPC_F_HIDDEN] = (uint32_t)p->hidden;
-    f[EPC_F_DTYPE] = d->wire_dtype == EP_E4M3 ? EP_E4M3 : (uint32_t)p->dtype;
-    f[EPC_F_WIRE] = (uint32_t)d->wire_dtype;
-    f[EPC_F_SCALE] = d->wire_dtype == EP_E4M3 ? (uint32_t)d->scale : 0;
-    f[EPC_F_TOPK] = (uint32_t)p->topk;
-    f[EPC_F_EXPERTS] = (uint32_t)p->num_experts;
-    f[EPC_F_TABLE] = handle->table;
-    f[EPC_F_LAYOUT] = (uint32_t)p->by_expert;
-    f[EPC_F_ALIGNMENT] = (uint32_t)p->alignment;
-    f[EPC_F_ID_BYTES] = d->cached ? 0 : (uint32_t)p->id_bytes;
-    f[EPC_F_WEIGHTS] = p->weights != NULL;
-    f[EPC_F_HANDLE] = d->cached ? handle->serial : 0;
-    f[EPC_F_MASK] = epc_mask_word(d->flight->owner);
-}
 
 /* ---------------------------------------------------------------- the region */
 
@@ -143,137 +47,6 @@ static ep_status launch(epc_dispatch *d)
     d->params.flip = epc_flip_now(flight->owner);
     return epi_gpu_check(epc_check_rows_launch(&d->params, d->blocks, flight->stream),
                          "cudaLaunchKernel");
-}
-
-/* ---------------------------------------------------------------- results */
-
-static ep_tensor on_device(const epc_buffer *b, void *data, ep_dtype dtype, int64_t rows,
-                           int64_t columns)
-{
-    ep_tensor tensor =
-        columns < 0 ? ep_tensor_1d(data, dtype, rows) : ep_tensor_2d(data, dtype, rows, columns);
-    tensor.device = EP_DEVICE_CUDA;
-    tensor.device_index = b->device;
-    return tensor;
-}
-
-static void describe_result(const epc_dispatch *d, uint8_t *base, ep_recv *recv)
-{
-    const epc_buffer *b = d->flight->owner;
-    const ep_handle *handle = d->handle;
-    const epc_handle *device = handle->device;
-    const epc_dispatch_params *p = &d->params;
-    int64_t rows = handle->rows;
-    epc_region at = epc_region_of(&p->shape, rows);
-    recv->x = on_device(b, base + at.x, d->wire_dtype, rows, p->hidden);
-    if (p->scale_count)
-        recv->scales =
-            on_device(b, base + at.scales, d->scale == EP_SCALE_UE8M0 ? EP_UE8M0X4 : EP_F32, rows,
-                      p->scale_count);
-    recv->num_rows = handle->num_rows;
-    if (d->weighted)
-        return;
-    recv->source_token = on_device(b, base, EP_I32, rows, -1);
-    if (p->by_expert)
-        recv->expert_offset =
-            on_device(b, device->expert_offset, EP_I32, handle->num_local + 1, -1);
-    else
-        recv->source_offset =
-            on_device(b, device->source_offset, EP_I32, handle->num_ranks + 1, -1);
-    if (d->cached)
-        return;
-    recv->topk_idx = on_device(b, base + at.ids, d->topk_dtype, rows, p->by_expert ? 1 : p->topk);
-    if (p->weights)
-        recv->topk_weights =
-            on_device(b, base + at.weights, EP_F32, rows, p->by_expert ? 1 : p->topk);
-    recv->tokens_per_expert = on_device(b, device->expert_tokens, EP_I32, handle->num_local, -1);
-    recv->host_tokens_per_expert = device->host_tokens;
-}
-
-/* Copies the result out of the window, behind the kernel. */
-static ep_status copy_out(epc_dispatch *d, owner *own)
-{
-    size_t bytes = (size_t)epc_region_of(&d->params.shape, d->handle->rows).end;
-    own->allocator = d->allocator;
-    own->memory = d->allocator.alloc(d->allocator.context, bytes ? bytes : 1);
-    if (!own->memory)
-        return epi_fail(EP_ERR_MEMORY, "%s: allocator->alloc returned NULL for %zu bytes",
-                        d->flight->call, bytes);
-    ep_status status =
-        epi_gpu_copy(own->memory, d->region ? d->region->memory : NULL, bytes, d->flight->stream);
-    if (status == EP_OK && d->flight->slot < EPC_MAX_FLIGHTS) {
-        /* whoever waits for the call waits for the copy too */
-        status = epi_gpu_event_record(d->flight->done, d->flight->stream);
-        if (status == EP_OK)
-            status = epi_gpu_event_record(d->flight->owner->last_done, d->flight->stream);
-    }
-    return status;
-}
-
-/* The region as two blocks: source tokens, which stay with the handle, and the rest. */
-static void divide_region(epc_dispatch *d, epc_handle *device, owner *own)
-{
-    epc_buffer *b = d->flight->owner;
-    epc_region at = epc_region_of(&d->params.shape, d->handle->rows);
-    if (!d->region)
-        return;
-    if (d->cached) {
-        own->block = d->region;
-    } else {
-        epc_trim(b, d->region, (size_t)at.end);
-        own->block = epc_split(b, d->region, (size_t)at.x);
-        device->sources = d->region;
-    }
-    d->region = NULL;
-}
-
-static ep_status publish(epc_dispatch *d)
-{
-    epc_handle *device = d->handle->device;
-    owner *own = calloc(1, sizeof *own);
-    if (!own)
-        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->flight->call);
-    uint8_t *base = d->region ? d->region->memory : NULL;
-    own->b = d->flight->owner;
-    ep_status status = d->has_allocator ? copy_out(d, own) : EP_OK;
-    if (status != EP_OK) {
-        if (own->memory)
-            own->allocator.free(own->allocator.context, own->memory);
-        free(own);
-        return status;
-    }
-    if (own->memory)
-        base = own->memory;
-    divide_region(d, device, own);
-    if (own->memory &&
-        own->block) { /* the copy is in stream order; the window's part is free behind it */
-        d->flight->blocks[1] = own->block;
-        own->block = NULL;
-    }
-    own->handle = device;
-    atomic_fetch_add(&device->holders, 1);
-    atomic_fetch_add(&d->flight->owner->buffer->num_objects, 1);
-    ep_recv recv = EP_RECV_INIT;
-    describe_result(d, base, &recv);
-    recv.owner = own;
-    if (!d->cached) {
-        recv.handle = d->handle;
-        atomic_fetch_add(&d->handle->holders, 1);
-    }
-    recv.size = d->recv->size;
-    memcpy(d->recv, &recv, recv.size < sizeof recv ? recv.size : sizeof recv);
-    return EP_OK;
-}
-
-void epc_recv_release(void *memory)
-{
-    owner *own = memory;
-    if (own->memory)
-        own->allocator.free(own->allocator.context, own->memory);
-    epc_give(own->b, own->block);
-    epc_handle_drop(own->handle);
-    atomic_fetch_sub(&own->b->buffer->num_objects, 1);
-    free(own);
 }
 
 /* ---------------------------------------------------------------- counts */
@@ -346,7 +119,7 @@ static ep_status learn_rows(epc_dispatch *d)
     for (int tries = 0; epc_await_counts(flight); tries++) {
         if (flight->report->fits) {
             EPI_TRY(read_counts(d));
-            return publish(d);
+            return epc_publish(d);
         }
         EPI_TRY(epc_await_end(flight));
         if (!lacks_room(flight) || tries == 2)
@@ -415,7 +188,7 @@ static ep_status prepare_handle(epc_dispatch *d, const ep_dispatch_args *args,
     d->handle = new_handle(b, args, table);
     if (!d->handle)
         return epi_fail(EP_ERR_MEMORY, "%s: out of memory", d->flight->call);
-    bool weights = args->layout == EP_ROWS_BY_EXPERT && given(&args->topk_weights);
+    bool weights = args->layout == EP_ROWS_BY_EXPERT && epc_given(&args->topk_weights);
     EPI_TRY(epc_handle_new(b, d->handle, weights, &device));
     d->handle->device = device;
     device->serial = b->serial;
@@ -427,19 +200,6 @@ static ep_status prepare_handle(epc_dispatch *d, const ep_dispatch_args *args,
     return epi_gpu_copy_rows(device->weights, (size_t)w->shape[1] * 4, w->data,
                              (size_t)w->stride[0] * 4, (size_t)w->shape[1] * 4, (size_t)w->shape[0],
                              d->flight->stream);
-}
-
-static void point_at_handle(epc_dispatch *d)
-{
-    epc_dispatch_params *p = &d->params;
-    const epc_handle *device = d->handle->device;
-    p->entries = device->entries;
-    p->rows_at = device->rows_at;
-    p->matrix = device->matrix;
-    p->source_offset = device->source_offset;
-    p->expert_offset = device->expert_offset;
-    p->expert_tokens = device->expert_tokens;
-    p->expert_filled = device->expert_filled;
 }
 
 static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
@@ -455,11 +215,7 @@ static ep_status prepare(epc_dispatch *d, const ep_dispatch_args *args)
         EPI_TRY(epc_find_table(b, d->flight->call, args->num_experts, args->expert_rank, &table));
     }
     EPI_TRY(prepare_handle(d, args, table));
-    describe_x(d, &args->x, &args->scales);
-    describe_routing(d, args, table);
-    point_at_handle(d);
-    describe_agreement(d);
-    d->params.cached = d->cached;
+    epc_describe_dispatch(d, args, table);
     epc_plan_units(&d->params, b->num_ranks);
     EPI_TRY(epc_plan_block(b, d));
     EPI_TRY(epc_plan_scratch(b, d));
@@ -487,7 +243,7 @@ static ep_status complete_known(epc_dispatch *d, ep_event **event)
     atomic_fetch_add(&d->handle->holders, 1);
     flight->handle = d->handle;
     /* Without a region there are no rows to point at; the kernel tells the other ranks. */
-    ep_status status = d->region ? publish(d) : no_room(d);
+    ep_status status = d->region ? epc_publish(d) : no_room(d);
     flight->claimed = status != EP_OK; /* said now, not by the next call */
     flight->blocks[0] = d->region;     /* the kernel writes there, whatever failed */
     d->region = NULL;
@@ -586,7 +342,7 @@ ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward
     const epc_handle *device = args->handle->device;
     bool by_expert = args->handle->layout == EP_ROWS_BY_EXPERT;
     epc_dispatch *d = NULL;
-    bool halves = given(&args->grad_topk_weights);
+    bool halves = epc_given(&args->grad_topk_weights);
     if (halves) { /* dot products first: a call of its own */
         epc_combine_call_args dots = {.call = call,
                                       .y = args->y,
@@ -614,9 +370,9 @@ ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward
     if (status == EP_OK && by_expert) {
         d->params.weighted = 1;
         d->params.row_weight =
-            given(&args->topk_weights) ? args->topk_weights.data : device->weights;
+            epc_given(&args->topk_weights) ? args->topk_weights.data : device->weights;
         d->params.row_weight_stride =
-            given(&args->topk_weights) ? args->topk_weights.stride[0] : args->handle->topk;
+            epc_given(&args->topk_weights) ? args->topk_weights.stride[0] : args->handle->topk;
     }
     if (status == EP_OK)
         status = launch(d);

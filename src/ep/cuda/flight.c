@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Calls in flight: their order, what the kernels report of them, and what they hold until done. */
+/* Calls in flight: their order, and what they hold until done. */
 #include "ep/cuda/internal.h"
 
 #include <sched.h>
@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
-#define CAPTURED EPC_MAX_FLIGHTS /* the report that all captured calls share */
 
 static epc_report *report_at(const epc_buffer *b, int slot)
 {
@@ -21,7 +19,7 @@ static uint32_t done_serial(const epc_report *report)
     return __atomic_load_n(&report->done, __ATOMIC_ACQUIRE);
 }
 
-static bool is_done(const epc_flight *flight)
+bool epc_is_done(const epc_flight *flight)
 {
     return done_serial(flight->report) == flight->serial;
 }
@@ -31,108 +29,12 @@ bool epc_counts_are_in(const epc_flight *flight)
     return __atomic_load_n(&flight->report->counted, __ATOMIC_ACQUIRE) == flight->serial;
 }
 
-/* ---------------------------------------------------------------- failures */
-
-static const char *const field_names[EPC_AGREED] = {
-    [EPC_F_OP] = "the call (1 dispatch, 2 combine, 3 cached dispatch)",
-    [EPC_F_HIDDEN] = "hidden",
-    [EPC_F_DTYPE] = "dtype (ep_dtype)",
-    [EPC_F_WIRE] = "wire (ep_dtype)",
-    [EPC_F_TOPK] = "topk",
-    [EPC_F_ID_BYTES] = "topk_idx (bytes of an id)",
-    [EPC_F_EXPERTS] = "num_experts",
-    [EPC_F_TABLE] = "expert_rank (checksum)",
-    [EPC_F_WEIGHTS] = "topk_weights given",
-    [EPC_F_SCALE] = "scale (ep_scale)",
-    [EPC_F_LAYOUT] = "layout (ep_row_layout)",
-    [EPC_F_ALIGNMENT] = "expert_alignment",
-    [EPC_F_HANDLE] = "handle (number of the call that made it)",
-    [EPC_F_MASK] = "masked ranks (checksum)",
-};
-
-/* For ep_group_query_late. */
-static void note_late(const epc_flight *flight, uint64_t late)
-{
-    ep_group *group = flight->owner->buffer->group;
-    flight->owner->lost |= late;
-    for (int r = 0; r < flight->owner->num_ranks; r++)
-        atomic_store(&group->late[r], late >> r & 1);
-}
-
-static ep_status timeout_error(const epc_flight *flight, const epc_report *report)
-{
-    char late[EPI_ERROR_MAX] = "";
-    size_t used = 0;
-    for (int r = 0; r < flight->owner->num_ranks && used < sizeof late - 16; r++)
-        if (report->late >> r & 1)
-            used += (size_t)snprintf(late + used, sizeof late - used, "%s%d", used ? ", " : "", r);
-    return epi_fail(EP_ERR_TIMEOUT, "%s (call %u): no word from rank%s %s within %lld ms",
-                    flight->call, flight->serial, report->late & (report->late - 1) ? "s" : "",
-                    late, (long long)flight->owner->buffer->group->timeout_ms);
-}
-
-static int64_t wide(uint32_t low, uint32_t high)
-{
-    return (int64_t)((uint64_t)high << 32 | low);
-}
-
-/* The error that a kernel reported. */
-static ep_status kernel_error(const epc_flight *flight)
-{
-    const epc_report *report = flight->report;
-    const uint32_t *d = report->detail;
-    switch (report->fail) {
-    case EPC_OK:
-        return EP_OK;
-    case EPC_FAIL_TIMEOUT:
-        note_late(flight, report->late);
-        return timeout_error(flight, report);
-    case EPC_FAIL_ABORTED:
-        note_late(flight, 0);
-        return epc_gave_up_error(flight, d[0]);
-    case EPC_FAIL_MISMATCH:
-        return epi_fail(EP_ERR_MISMATCH, "%s: %s differs: %u on rank %u, %u on rank %u",
-                        flight->call, d[0] < EPC_AGREED ? field_names[d[0]] : "wire (1 LogFMT-10)",
-                        d[3], d[1], d[4], d[2]);
-    case EPC_FAIL_CAPACITY:
-        if (d[3] && d[3] != EPC_CANT_WAIT)
-            return epi_fail(EP_ERR_CAPACITY,
-                            "%s: rank %u receives %u rows; its num_worst_tokens is %u",
-                            flight->call, d[0], d[1], d[3]);
-        return epi_fail(
-            EP_ERR_CAPACITY,
-            "%s: rank %u has no room for its %u rows of %lld bytes in all; this call can't wait "
-            "for "
-            "its window to grow: release results there, or create the buffer with a larger "
-            "window_bytes",
-            flight->call, d[0], d[4], (long long)wide(d[1], d[2]));
-    case EPC_FAIL_ID:
-        if (d[4] == 0)
-            return epi_fail(EP_ERR_ARGUMENT, "%s: topk_idx[%u][%u] is %lld; in dispatch it was not",
-                            flight->call, d[0], d[1], (long long)wide(d[2], d[3]));
-        return epi_fail(EP_ERR_ARGUMENT, "%s: topk_idx[%u][%u] is %lld; it must be -1..%u",
-                        flight->call, d[0], d[1], (long long)wide(d[2], d[3]), d[4] - 1);
-    case EPC_FAIL_DUPLICATE:
-        return epi_fail(EP_ERR_CORRUPT,
-                        "%s: topk_idx[%u] names expert %u twice, the second time at place %u",
-                        flight->call, d[0], d[2], d[1]);
-    case EPC_FAIL_OVERFLOW:
-        return epi_fail(EP_ERR_CAPACITY,
-                        "%s: expert %u on rank %u receives %u rows; max_expert_rows is %u",
-                        flight->call, d[0], d[1], d[2], d[3]);
-    case EPC_FAIL_REFUSED:
-        return epi_fail(EP_ERR_ABORTED, "%s: refused by this rank", flight->call);
-    default:
-        return epc_corrupt_error(flight->call, d);
-    }
-}
+/* ---------------------------------------------------------------- ends of calls */
 
 ep_status epc_outcome(const epc_flight *flight)
 {
     return flight->status == EP_OK ? EP_OK : epi_fail(flight->status, "%s", flight->message);
 }
-
-/* ---------------------------------------------------------------- ends of calls */
 
 /* A call of two halves fails with the first. */
 static ep_status tell_halves(const epc_flight *flight, ep_status status)
@@ -154,7 +56,7 @@ static void finish(epc_flight *flight, ep_status status)
 {
     epc_buffer *b = flight->owner;
     if (status == EP_OK)
-        status = kernel_error(flight);
+        status = epc_kernel_error(flight);
     status = tell_halves(flight, status);
     flight->finished = true;
     if (status != EP_OK && flight->status == EP_OK) {
@@ -192,7 +94,7 @@ void epc_collect(epc_buffer *b)
 {
     for (epc_flight **at = &b->flights; *at;) {
         epc_flight *flight = *at;
-        if (flight->unresolved || flight->second || !is_done(flight)) {
+        if (flight->unresolved || flight->second || !epc_is_done(flight)) {
             at = &flight->next;
             continue;
         }
@@ -203,12 +105,12 @@ void epc_collect(epc_buffer *b)
         epi_gpu_event_destroy(flight->done);
         free(flight);
     }
-    epc_report *captured = report_at(b, CAPTURED);
+    epc_report *captured = report_at(b, EPC_CAPTURED);
     if (done_serial(captured) == 0 && captured->fail == EPC_OK)
         return;
     epc_flight any = {.owner = b, .call = "a captured call", .report = captured};
-    if (kernel_error(&any) != EP_OK && b->failed == EP_OK) {
-        b->failed = kernel_error(&any);
+    if (epc_kernel_error(&any) != EP_OK && b->failed == EP_OK) {
+        b->failed = epc_kernel_error(&any);
         snprintf(b->failure, sizeof b->failure, "%s", ep_last_error());
     }
     captured->fail = EPC_OK;
@@ -229,7 +131,7 @@ bool epc_await_oldest(epc_buffer *b)
     epc_flight *oldest = b->flights;
     if (!oldest || oldest->unresolved || oldest->second)
         return false;
-    for (int spins = 0; !is_done(oldest); spins++) {
+    for (int spins = 0; !epc_is_done(oldest); spins++) {
         if (spins % 65536 == 65535 && epi_gpu_event_query(oldest->done) != EP_IN_PROGRESS)
             break;
         pause_a_little(spins);
@@ -246,7 +148,7 @@ epc_block *epc_take_follower(epc_flight *flight, const epc_handle *handle, size_
         block = epc_take_shared(b, (size_t)handle->follower);
     if (!block)
         block = epc_take_shared(b, bytes);
-    while (!block && flight->slot < CAPTURED && epc_await_oldest(b))
+    while (!block && flight->slot < EPC_CAPTURED && epc_await_oldest(b))
         block = epc_take_shared(b, bytes);
     return block;
 }
@@ -256,11 +158,11 @@ bool epc_await_counts(epc_flight *flight)
     for (int spins = 0;; spins++) {
         if (epc_counts_are_in(flight))
             return true;
-        if (is_done(flight))
+        if (epc_is_done(flight))
             return epc_counts_are_in(flight);
         /* A kernel that died (a fault of the device) reports nothing. */
         if (spins % 65536 == 65535 && epi_gpu_event_query(flight->done) != EP_IN_PROGRESS &&
-            !is_done(flight))
+            !epc_is_done(flight))
             return false;
         pause_a_little(spins);
     }
@@ -269,7 +171,7 @@ bool epc_await_counts(epc_flight *flight)
 ep_status epc_await_end(epc_flight *flight)
 {
     EPI_TRY(epi_gpu_event_wait(flight->done));
-    return is_done(flight)
+    return epc_is_done(flight)
                ? EP_OK
                : epi_fail(EP_ERR_DEVICE, "%s (call %u): the kernel ended without a report",
                           flight->call, flight->serial);
@@ -303,6 +205,29 @@ ep_status epc_end_all(epc_buffer *b)
     epc_collect(b);
     b->failed = EP_OK;
     return EP_OK;
+}
+
+ep_status epc_end_flight(epc_flight *flight)
+{
+    if (!flight->finished) {
+        ep_status status = epc_await_end(flight);
+        if (flight->second_half)
+            epc_collect(flight->owner); /* the first half, and this one where nothing is wrong */
+        if (!flight->finished) {
+            unlink_flight(flight);
+            finish(flight, status);
+        }
+    }
+    return epc_outcome(flight);
+}
+
+ep_status epc_end(epc_flight *flight)
+{
+    flight->has_event = true; /* we free it */
+    ep_status status = epc_end_flight(flight);
+    epi_gpu_event_destroy(flight->done);
+    free(flight);
+    return status;
 }
 
 /* ---------------------------------------------------------------- beginnings */
@@ -373,7 +298,7 @@ ep_status epc_begin(epc_buffer *b, const char *call, void *stream, ep_event *pre
     flight->owner = b;
     flight->call = call;
     flight->stream = stream;
-    flight->slot = CAPTURED;
+    flight->slot = EPC_CAPTURED;
     ep_status status = epi_gpu_event_create(&flight->done);
     if (status == EP_OK && !capturing)
         status = take_slot(b, &flight->slot);
@@ -413,7 +338,7 @@ static void remember(epc_buffer *b, epc_flight *flight)
 ep_status epc_launched(epc_flight *flight, ep_event **event)
 {
     epc_buffer *b = flight->owner;
-    if (flight->slot == CAPTURED) {
+    if (flight->slot == EPC_CAPTURED) {
         flight->next = b->kept;
         b->kept = flight;
         if (event && flight->second)
@@ -435,125 +360,4 @@ ep_status epc_launched(epc_flight *flight, ep_event **event)
         flight->has_event = status == EP_OK;
     }
     return status;
-}
-
-/* ---------------------------------------------------------------- events */
-
-static ep_status end_flight(epc_flight *flight)
-{
-    if (!flight->finished) {
-        ep_status status = epc_await_end(flight);
-        if (flight->second_half)
-            epc_collect(flight->owner); /* the first half, and this one where nothing is wrong */
-        if (!flight->finished) {
-            unlink_flight(flight);
-            finish(flight, status);
-        }
-    }
-    return epc_outcome(flight);
-}
-
-ep_status epc_end(epc_flight *flight)
-{
-    flight->has_event = true; /* we free it */
-    ep_status status = end_flight(flight);
-    epi_gpu_event_destroy(flight->done);
-    free(flight);
-    return status;
-}
-
-ep_status epc_event_wait(void *event)
-{
-    epc_flight *flight = event;
-    int before;
-    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
-    ep_status status = EP_OK;
-    if (flight->unresolved)
-        epc_resolve(flight);
-    if (flight->second)
-        status = epc_run_second(flight, flight->stream);
-    if (status == EP_OK && flight->slot < CAPTURED) /* a graph's work has no end of its own */
-        status = end_flight(flight);
-    epi_gpu_leave(before);
-    return status;
-}
-
-static ep_status await_known(epc_flight *flight)
-{
-    EPI_TRY(epc_resolve(flight));
-    return epc_counts_are_in(flight) && flight->report->fits ? EP_OK : end_flight(flight);
-}
-
-ep_status epc_event_wait_counts(void *event)
-{
-    epc_flight *flight = event;
-    int before;
-    if (!flight->unresolved)
-        return EP_OK;
-    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
-    ep_status status = await_known(flight);
-    epi_gpu_leave(before);
-    return status;
-}
-
-static ep_status query_flight(epc_flight *flight)
-{
-    if (flight->second)
-        EPI_TRY(epc_run_second(flight, flight->stream));
-    if (flight->unresolved && !epc_counts_are_in(flight) && !is_done(flight))
-        return EP_IN_PROGRESS;
-    if (!flight->unresolved && !is_done(flight))
-        return EP_IN_PROGRESS;
-    return epc_event_wait(flight);
-}
-
-/* Each half of a call waits for the one before; a graph's work has no end to wait for. */
-static ep_status stream_wait(epc_flight *flight, void *stream)
-{
-    if (flight->second)
-        return epc_run_second(flight, stream);
-    if (flight->unresolved)
-        EPI_TRY(epc_resolve(flight));
-    if (flight->finished || flight->slot == CAPTURED || flight->stream == stream)
-        return EP_OK;
-    return epi_gpu_stream_wait_event(stream, flight->done);
-}
-
-/* Both may launch kernels: on the buffer's device, whichever is the thread's. */
-ep_status epc_event_query(void *event)
-{
-    epc_flight *flight = event;
-    int before;
-    if (flight->finished)
-        return epc_outcome(flight);
-    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
-    ep_status status = query_flight(flight);
-    epi_gpu_leave(before);
-    return status;
-}
-
-ep_status epc_event_stream_wait(void *event, void *stream)
-{
-    epc_flight *flight = event;
-    int before;
-    EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
-    ep_status status = stream_wait(flight, stream);
-    epi_gpu_leave(before);
-    flight->followed |= status == EP_OK;
-    return status;
-}
-
-void epc_event_free(void *event)
-{
-    epc_flight *flight = event;
-    if (flight->slot == CAPTURED)
-        return; /* the buffer keeps it */
-    if (!flight->finished && flight->followed) {
-        flight->has_event = false; /* it frees itself when it is done */
-        return;
-    }
-    if (!flight->finished)
-        epc_event_wait(event);
-    epi_gpu_event_destroy(flight->done);
-    free(flight);
 }

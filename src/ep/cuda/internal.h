@@ -12,6 +12,7 @@
 #define EPC_GRANULE \
     ((size_t)2 << 20) /* allocations of a multiple of this get large pages, shared too */
 #define EPC_MAX_FLIGHTS 64
+#define EPC_CAPTURED EPC_MAX_FLIGHTS /* the report that all captured calls share */
 #define EPC_MAX_EXPORTS (EPC_MAX_PLACES - EPC_MAX_SEGMENTS)
 
 extern epi_backend_services epc_core;
@@ -208,8 +209,11 @@ epc_block *epc_take_follower(epc_flight *flight, const epc_handle *handle, size_
 bool epc_await_counts(epc_flight *flight);
 bool epc_counts_are_in(const epc_flight *flight);
 ep_status epc_await_end(epc_flight *flight);
+bool epc_is_done(const epc_flight *flight);
 ep_status epc_outcome(const epc_flight *flight);
-/* Waits for a call without an event, frees it and returns how it went. */
+/* Waits for a call and gives back what it held; how it went. */
+ep_status epc_end_flight(epc_flight *flight);
+/* The same for a call without an event, and frees it. */
 ep_status epc_end(epc_flight *flight);
 void epc_fill_comm(epc_buffer *b, epc_comm *comm);
 /* Whether what goes to other ranks leaves this rank's device, and no other rank works there. */
@@ -219,6 +223,10 @@ static inline bool epc_over_links(const epc_buffer *b)
 }
 uint32_t epc_mask_word(const epc_buffer *b);
 
+/* report.c: the error that a call's kernel reported */
+ep_status epc_kernel_error(const epc_flight *flight);
+
+/* event.c */
 ep_status epc_event_wait(void *event);
 ep_status epc_event_wait_counts(void *event);
 ep_status epc_event_query(void *event);
@@ -257,13 +265,28 @@ ep_status epc_align(epc_buffer *b);
 ep_status epc_begin_refusal(epc_buffer *b, epc_flight **flight);
 ep_status epc_reject(ep_buffer *buffer, const char *call, ep_status status);
 
+/* tensor.c: a contiguous tensor of up to three dimensions on the buffer's device */
+ep_tensor epc_tensor(const epc_buffer *b, void *data, ep_dtype dtype, int ndim, int64_t n0,
+                     int64_t n1, int64_t n2);
+static inline bool epc_given(const ep_tensor *tensor)
+{
+    return tensor->ndim != 0 || tensor->data != NULL;
+}
+
+/* dispatch_describe.c: fills d->params but for the region and what the launch adds */
+void epc_describe_dispatch(epc_dispatch *d, const ep_dispatch_args *args, const epc_table *table);
+
+/* dispatch_result.c */
+/* Fills the caller's ep_recv; its rows are known. */
+ep_status epc_publish(epc_dispatch *d);
+void epc_recv_release(void *owner);
+
 /* dispatch.c */
 ep_status epc_resolve(epc_flight *flight);
 ep_status epc_dispatch_call(ep_buffer *buffer, const ep_dispatch_args *args, ep_recv *recv,
                             ep_event **event);
 ep_status epc_combine_backward_call(ep_buffer *buffer, const ep_combine_backward_args *args,
                                     ep_recv *recv, ep_event **event);
-void epc_recv_release(void *owner);
 
 /* handle.c */
 ep_status epc_handle_new(epc_buffer *b, const ep_handle *public, bool weights, epc_handle **out);
@@ -271,7 +294,7 @@ ep_status epc_handle_fetch(ep_handle *handle);
 void epc_handle_free(ep_handle *handle);
 void epc_handle_drop(epc_handle *handle);
 
-/* low_latency.c */
+/* ll_*.c */
 ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
                                ep_event **event);
 ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event);

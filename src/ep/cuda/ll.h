@@ -65,6 +65,7 @@ static inline bool epc_ll_overflow_fails(const epc_buffer *b, const epc_ll_shape
            shape->expert_rows < shape->max_tokens * b->num_ranks;
 }
 
+/* ll_memory.c */
 /* Uses the memory there is for the shape, or makes some; then every rank does, as all see the same
    change. */
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
@@ -73,5 +74,27 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status);
 /* Gives a result's slot to other results, once. */
 void epc_ll_retire(struct epc_ll_handle *own);
+
+/* ll_launch.c */
+/* A kernel, its blocks and their shared memory. */
+typedef struct epc_ll_kernel {
+    int kernel, blocks;
+    size_t shared;
+} epc_ll_kernel;
+
+/* What a call of the shape in memory tells its kernels. */
+void epc_ll_describe(epc_buffer *b, const epc_ll *ll, int slot, epc_flight *flight,
+                     epc_ll_params *p);
+ep_status epc_ll_start(int which, const epc_ll_params *p, int blocks, size_t shared, void *stream);
+/* The whole call at once, or its first half now and its second when a hook asks for it. */
+ep_status epc_ll_launch_call(epc_flight *flight, const epc_ll_params *p, epc_ll_kernel whole,
+                             epc_ll_kernel first, epc_ll_kernel second, bool hook);
+/* Where a dispatch keeps what it counts with: in shared memory, or where that has no room for it,
+   on the device. */
+typedef struct epc_ll_room {
+    size_t send, receive; /* shared memory of the halves */
+} epc_ll_room;
+
+ep_status epc_ll_place_tables(epc_buffer *b, epc_ll_params *p, int blocks, epc_ll_room *room);
 
 #endif
