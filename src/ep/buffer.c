@@ -29,7 +29,8 @@ size_t epi_control_area_bytes(int num_ranks, int64_t max_experts)
     if (max_experts == 0)
         max_experts = DEFAULT_MAX_EXPERTS;
     size_t bytes = epi_control_bytes(num_ranks) +
-                   2 * (size_t)num_ranks * mailbox_bytes(num_ranks, max_experts);
+                   (size_t)num_ranks *
+                       (2 * mailbox_bytes(num_ranks, max_experts) + EPI_ABORTS * sizeof(epi_abort));
     return (bytes + EPI_POOL_ALIGN - 1) / EPI_POOL_ALIGN * EPI_POOL_ALIGN;
 }
 
@@ -38,6 +39,13 @@ epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, 
     size_t index = 2 * (size_t)source + (epoch & 1);
     return (epi_mailbox *)(buffer->window->peer[owner] + buffer->mailbox_offset +
                            index * buffer->mailbox_bytes);
+}
+
+epi_abort *epi_buffer_abort(const ep_buffer *buffer, int owner, int source, uint64_t epoch)
+{
+    size_t mail = 2 * (size_t)buffer->num_ranks * buffer->mailbox_bytes;
+    epi_abort *all = (epi_abort *)(buffer->window->peer[owner] + buffer->mailbox_offset + mail);
+    return &all[(size_t)source * EPI_ABORTS + epoch % EPI_ABORTS];
 }
 
 uint64_t epi_buffer_progress(const ep_buffer *buffer, int source)

@@ -51,6 +51,9 @@ size_t epi_control_area_bytes(int num_ranks, int64_t max_experts);
 /* Mail that `source` wrote to `owner` about call `epoch`, as seen from this rank. */
 epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, uint64_t epoch);
 
+/* Where `source` tells `owner` why it gave call `epoch` up, if that is what it says. */
+epi_abort *epi_buffer_abort(const ep_buffer *buffer, int owner, int source, uint64_t epoch);
+
 /* The call's number that `source` is certainly at, or past. */
 uint64_t epi_buffer_progress(const ep_buffer *buffer, int source);
 

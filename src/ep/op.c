@@ -47,17 +47,17 @@ static void give_up(epi_op *op, ep_status status)
     ep_buffer *buffer = op->buffer;
     const epi_abort *cause = NULL;
     if (op->aborted_by >= 0)
-        cause = &epi_buffer_mailbox(buffer, buffer->rank, op->aborted_by, op->epoch)->abort;
+        cause = epi_buffer_abort(buffer, buffer->rank, op->aborted_by, op->epoch);
     if (cause && cause->epoch != op->epoch)
         cause = NULL;
     op->failed_early = cause ? cause->early != 0 : !op->sent;
     for (int peer = 0; peer < buffer->num_ranks; peer++) {
         if (buffer->group->masked[peer])
             continue;
-        /* A peer further behind may still read the mail this would overwrite; it will find the
-           call given up by the word alone, or by its own timeout. */
-        if (peer == buffer->rank || epi_buffer_progress(buffer, peer) + 1 >= op->epoch) {
-            epi_abort *abort = &epi_buffer_mailbox(buffer, peer, buffer->rank, op->epoch)->abort;
+        /* A peer further behind may still read the reason this would overwrite; it will find the
+           call given up by the word alone. */
+        if (peer == buffer->rank || epi_buffer_progress(buffer, peer) + EPI_ABORTS > op->epoch) {
+            epi_abort *abort = epi_buffer_abort(buffer, peer, buffer->rank, op->epoch);
             abort->status = cause ? cause->status : status;
             abort->origin = cause ? cause->origin : buffer->rank;
             abort->early = op->failed_early;
@@ -135,9 +135,15 @@ void epi_op_align(ep_buffer *buffer, uint64_t epoch)
     buffer->epoch = epoch;
     uint64_t ended = last_ended(buffer);
     pthread_mutex_unlock(&buffer->lock);
+    const epi_transport_ops *ops = buffer->window->transport->ops;
     for (int peer = 0; peer < buffer->num_ranks; peer++)
         if (!buffer->group->masked[peer])
-            buffer->window->transport->ops->notify(buffer->window, peer, EPI_SLOT_ENTER, epoch);
+            ops->notify(buffer->window, peer, EPI_SLOT_ENTER, epoch);
+    /* The others have ended their calls as well, though what they say here may still be under way:
+       the next call must not take them for ranks that are behind. */
+    for (int peer = 0; peer < buffer->num_ranks; peer++)
+        if (!buffer->group->masked[peer])
+            epi_slot_raise(buffer->window, peer, EPI_SLOT_ENTER, epoch);
     announce_end(buffer, ended);
 }
 

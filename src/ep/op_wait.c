@@ -52,16 +52,16 @@ ep_status epi_op_await_done(epi_op *op, uint64_t epoch)
 
 bool epi_op_gave_up(const ep_buffer *buffer, int source, uint64_t epoch)
 {
-    /* The abort text names its call: the word alone may already speak of a later one. */
-    return epi_slot_load(buffer->window, source, EPI_SLOT_ABORT) >= epoch &&
-           epi_buffer_mailbox(buffer, buffer->rank, source, epoch)->abort.epoch == epoch;
+    uint64_t word = epi_slot_load(buffer->window, source, EPI_SLOT_ABORT);
+    /* The reason names its call: the word alone may already speak of a later one. */
+    return word == epoch ||
+           (word > epoch && epi_buffer_abort(buffer, buffer->rank, source, epoch)->epoch == epoch);
 }
 
 ep_status epi_op_aborted(epi_op *op, int source)
 {
     op->aborted_by = source;
-    const epi_abort *abort =
-        &epi_buffer_mailbox(op->buffer, op->buffer->rank, source, op->epoch)->abort;
+    const epi_abort *abort = epi_buffer_abort(op->buffer, op->buffer->rank, source, op->epoch);
     if (abort->epoch != op->epoch) /* it had no room to say why, see give_up */
         return epi_fail(EP_ERR_ABORTED, "%s (call %llu): rank %d gave up", op->name,
                         (unsigned long long)op->epoch, source);

@@ -83,12 +83,15 @@ typedef struct epi_abort {
     char text[488];
 } epi_abort;
 
+/* Reasons per source, by the epoch: a rank that gives calls up waits for nobody, and so may be as
+   many calls ahead. One is written over when the reader is known to be past its call. */
+#define EPI_ABORTS 8
+
 /*
  * Two sets of mail per source, by the epoch's parity: a rank writes a set again
  * only when the reader is known to be past the call before last.
  */
 typedef struct epi_mailbox {
-    epi_abort abort;
     epi_room room;
     epi_mail mail;
     int32_t counts[];
