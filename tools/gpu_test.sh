@@ -105,7 +105,7 @@ suites() {
     local path
     for path in $paths; do
         for test in normal_test low_latency_test repeat_test arguments_dispatch_test \
-            arguments_combine_test arguments_ll_test crossed_calls_test given_up_test \
+            arguments_combine_test arguments_ll_test crossed_calls_test given_up_test refuse_test \
             early_counts_test recover_test; do
             line suites "$path" "$test" env EP_TEST_DEVICE=cuda "$build/bin/$test"
         done

@@ -101,6 +101,31 @@ typedef struct ep_buffer_info {
 /** Fills `info` up to its size. Local. */
 EP_API ep_status ep_buffer_query(const ep_buffer *buffer, ep_buffer_info *info);
 
+/* --------------------------------------------------------------- refusal */
+
+/** The collective calls of a buffer. */
+typedef enum ep_call {
+    EP_CALL_DISPATCH = 0,
+    EP_CALL_COMBINE = 1,
+    EP_CALL_DISPATCH_BACKWARD = 2,
+    EP_CALL_COMBINE_BACKWARD = 3,
+    EP_CALL_LL_DISPATCH = 4,
+    EP_CALL_LL_COMBINE = 5
+} ep_call;
+
+/**
+ * This rank's part of the next collective call, for a caller that can't make it: its tensors are
+ * not what a call takes, or memory for them has run out. The other ranks' call fails with
+ * EP_ERR_ABORTED and the reason, as if this rank had made the call with bad arguments; without it
+ * they would wait for the timeout. Does not wait for them; one that is two calls behind by then may
+ * find only that this rank gave up.
+ *
+ * @param call    which one the others make
+ * @param reason  told to them; copied, cut to 400 bytes
+ * @return EP_OK, or EP_ERR_ARGUMENT, and then nothing was refused
+ */
+EP_API ep_status ep_buffer_refuse(ep_buffer *buffer, ep_call call, const char *reason);
+
 /* ------------------------------------------------------------- diagnosis */
 
 /**
