@@ -10,6 +10,19 @@ pkg_check_modules(cmocka REQUIRED IMPORTED_TARGET cmocka)
 file(GLOB_RECURSE ep_tests CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/src/*_test.c ${PROJECT_SOURCE_DIR}/apps/*_test.c ${PROJECT_SOURCE_DIR}/test/*_test.c)
 file(GLOB ep_test_support CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/test/support/*.c)
+
+# The CUDA module's host code over a device that only pretends (test/support/fake_gpu.h).
+file(GLOB ep_fake_gpu CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/src/ep/cuda/*.c ${PROJECT_SOURCE_DIR}/test/support/fake_gpu/*.c)
+add_library(fake_gpu MODULE ${ep_fake_gpu}
+  ${PROJECT_SOURCE_DIR}/src/device/cuda/entry.c ${PROJECT_SOURCE_DIR}/src/base/tensor.c)
+target_link_libraries(fake_gpu PRIVATE ep_options)
+target_include_directories(fake_gpu PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/test)
+# Its fences order words between processes, of which TSan knows nothing.
+target_compile_options(fake_gpu PRIVATE $<$<C_COMPILER_ID:GNU>:-Wno-tsan>)
+target_link_options(fake_gpu PRIVATE
+  -Wl,--version-script=${PROJECT_SOURCE_DIR}/test/support/fake_gpu/module.map)
+
 # Inputs and reference are made before the ranks start; sanitizers would only slow that down.
 if(NOT EP_SANITIZE STREQUAL "")
   foreach(source IN LISTS ep_test_support)
@@ -23,7 +36,9 @@ if(ep_test_support)
   target_link_libraries(ep_test_support PUBLIC ep_options entrepot_static PkgConfig::cmocka)
   target_include_directories(ep_test_support PUBLIC ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/test)
   target_compile_definitions(ep_test_support PRIVATE
-    EP_TEST_DATA="${PROJECT_SOURCE_DIR}/../shared/data" EP_COMMAND="${CMAKE_BINARY_DIR}/bin/entrepot")
+    EP_TEST_DATA="${PROJECT_SOURCE_DIR}/../shared/data" EP_COMMAND="${CMAKE_BINARY_DIR}/bin/entrepot"
+    EP_FAKE_GPU="$<TARGET_FILE:fake_gpu>")
+  add_dependencies(ep_test_support fake_gpu)
 endif()
 
 foreach(source IN LISTS ep_tests)

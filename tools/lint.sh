@@ -31,7 +31,7 @@ format() {
 clang_warnings() {
     sources '^(src|apps|examples|test)/.*\.c$' | grep -vE '_avx(2|512)\.c$|^src/(device/cuda|transport/cuda_ipc)/' |
         xargs -P "$jobs" -n 8 clang -std=c11 -D_GNU_SOURCE -Iinclude -Isrc -Itest -Iapps \
-            -DEP_TEST_DATA='""' -DEP_SOURCE_DIR='""' -DEP_COMMAND='""' -DEP_BINARY_DIR='""' \
+            -DEP_TEST_DATA='""' -DEP_SOURCE_DIR='""' -DEP_COMMAND='""' -DEP_BINARY_DIR='""' -DEP_FAKE_GPU='""' \
             -Wall -Wextra -Wshadow -Wvla -Wstrict-prototypes -Wmissing-prototypes \
             -Wimplicit-fallthrough -Wunreachable-code-break -Werror -fsyntax-only
 }

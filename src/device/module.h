@@ -31,6 +31,9 @@ typedef struct epi_device_ops {
     ep_status (*graph_destroy)(int32_t index, void *graph);
 } epi_device_ops;
 
+/* Those of the module that is being built; in its folder. */
+extern const epi_device_ops epi_module_device_ops;
+
 /* What every module needs of the core. */
 typedef struct epi_module_services {
     const char *version;
