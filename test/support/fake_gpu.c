@@ -30,6 +30,8 @@ struct fake_gpu *fake_gpu(void)
 void fake_gpu_script(struct fake_outcome outcome)
 {
     struct fake_gpu *gpu = fake_gpu();
+    if (gpu->num_played == gpu->num_scripted)
+        gpu->num_played = gpu->num_scripted = 0;
     if (gpu->num_scripted == FAKE_OUTCOMES)
         abort();
     gpu->script[gpu->num_scripted++] = outcome;

@@ -59,7 +59,8 @@ struct fake_gpu {
     /* Of the kernels to come, in their order; beyond them all goes well. */
     struct fake_outcome script[FAKE_OUTCOMES];
     int num_scripted, num_played;
-    size_t memory_bytes; /* of the device; 0: 64 GiB */
+    size_t memory_bytes;    /* of the device; 0: 64 GiB */
+    int maps_until_failure; /* n: the n-th mapping of a peer's memory from now fails; 0: none */
 
     struct fake_launch launch[FAKE_LAUNCHES]; /* the n-th at n % FAKE_LAUNCHES */
     int num_launches;

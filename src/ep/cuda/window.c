@@ -79,7 +79,7 @@ static epc_block *best_fit(epc_buffer *b, size_t bytes, int first, int end)
 epc_block *epc_take_shared(epc_buffer *b, size_t bytes)
 {
     pthread_mutex_lock(&b->buffer->pool_lock);
-    epc_block *block = best_fit(b, bytes, 0, EPC_MAX_SEGMENTS);
+    epc_block *block = best_fit(b, bytes, 0, b->num_shared);
     if (block) {
         cut(block, bytes);
         use(b, block);
@@ -92,7 +92,7 @@ void epc_free_pieces(const epc_buffer *b, int64_t *pieces, int n)
 {
     memset(pieces, 0, (size_t)n * sizeof *pieces);
     pthread_mutex_lock(&b->buffer->pool_lock);
-    for (int s = 0; s < EPC_MAX_SEGMENTS; s++)
+    for (int s = 0; s < b->num_shared; s++)
         for (const epc_block *block = b->segments[s].blocks; block; block = block->next) {
             int64_t bytes = block->used ? 0 : (int64_t)block->bytes;
             for (int i = 0; i < n; i++) /* in its place, the smaller ones one further */
@@ -116,7 +116,7 @@ epc_block *epc_take_largest(epc_buffer *b)
 {
     pthread_mutex_lock(&b->buffer->pool_lock);
     epc_block *best = NULL;
-    for (int s = 0; s < EPC_MAX_SEGMENTS; s++)
+    for (int s = 0; s < b->num_shared; s++)
         for (epc_block *block = b->segments[s].blocks; block; block = block->next)
             if (!block->used && (!best || block->bytes > best->bytes))
                 best = block;
@@ -210,12 +210,22 @@ size_t epc_window_bytes(const epc_buffer *b)
     return total;
 }
 
+/* Of a shared segment: what peers have of it is reached no more. */
+static void unmap_peers(epc_buffer *b, int index)
+{
+    uint8_t **place = &b->places[index * EPC_MAX_RANKS];
+    for (int r = 0; r < b->num_ranks; r++) {
+        if (r != b->rank && place[r])
+            epi_peer_close(&b->segments[index].peer[r], place[r]);
+        place[r] = NULL;
+    }
+}
+
 static void drop_segment(epc_buffer *b, int index)
 {
     epc_segment *segment = &b->segments[index];
-    for (int r = 0; r < b->num_ranks && index < EPC_MAX_SEGMENTS; r++)
-        if (r != b->rank && b->places[index * EPC_MAX_RANKS + r])
-            epi_peer_close(&segment->peer[r], b->places[index * EPC_MAX_RANKS + r]);
+    if (index < EPC_MAX_SEGMENTS)
+        unmap_peers(b, index);
     for (epc_block *block = segment->blocks, *next; block; block = next) {
         next = block->next;
         free(block);
@@ -231,7 +241,7 @@ ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **out)
     epc_block *piece = best_fit(b, bytes, EPC_MAX_SEGMENTS, 2 * EPC_MAX_SEGMENTS);
     ep_status status = EP_OK;
     if (!piece)
-        piece = best_fit(b, bytes, 0, EPC_MAX_SEGMENTS);
+        piece = best_fit(b, bytes, 0, b->num_shared);
     if (!piece) {
         size_t more = bytes > DEFAULT_BYTES ? bytes : DEFAULT_BYTES;
         status = add_own_segment(b, more);
@@ -277,47 +287,86 @@ static ep_status map_peers(epc_buffer *b, int index, const offer *all)
     return EP_OK;
 }
 
-/* Collective: shares segment `index`, which may not exist here (bytes 0). */
-static ep_status share(epc_buffer *b, const char *call, int index, size_t bytes, ep_status mine)
+/* Collective: what every rank says of the segment; fails on all where one says that it failed. */
+static ep_status exchange(epc_buffer *b, const char *call, offer *own, offer *all)
 {
+    if (own->status != EP_OK)
+        strncpy(own->text, ep_last_error(), sizeof own->text - 1);
+    EPI_TRY(epc_core.allgather(b->buffer->group, own, all, sizeof *own));
+    for (int r = 0; r < b->num_ranks; r++)
+        if (!b->buffer->group->masked[r] && all[r].status != EP_OK)
+            return epi_fail((ep_status)all[r].status, "%s: rank %d: %s", call, r, all[r].text);
+    return EP_OK;
+}
+
+/* Maps what ranks have offered, on all ranks or on none. Memory that peers have mapped is not
+   freed: where one could not, all have unmapped it before anybody goes on. */
+static ep_status map_all(epc_buffer *b, const char *call, int index, offer *own, offer *all)
+{
+    char reason[EPI_ERROR_MAX];
+    own->status = map_peers(b, index, all);
+    ep_status status = exchange(b, call, own, all);
+    if (status == EP_OK)
+        return EP_OK;
+    strncpy(reason, ep_last_error(), sizeof reason - 1);
+    reason[sizeof reason - 1] = 0;
+    unmap_peers(b, index);
+    exchange(b, call, own, all); /* fails again, after all have come here */
+    return epi_fail(status, "%s", reason);
+}
+
+/* Collective: shares segment `index`, which may not exist here (bytes 0), on all ranks or on none.
+ *any: some rank has one. */
+static ep_status share(epc_buffer *b, const char *call, int index, ep_status mine, bool *any)
+{
+    size_t bytes = mine == EP_OK ? b->segments[index].bytes : 0;
     offer own = {.status = mine, .bytes = (int64_t)bytes},
           *all = calloc((size_t)b->num_ranks, sizeof *all);
-    if (mine == EP_OK && bytes)
-        own.status = mine = epi_peer_export(b->segments[index].memory, &own.handle);
-    if (mine != EP_OK)
-        strncpy(own.text, ep_last_error(), sizeof own.text - 1);
-    ep_status status = all ? epc_core.allgather(b->buffer->group, &own, all, sizeof own)
-                           : epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
+    if (!all)
+        return epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
+    if (bytes)
+        own.status = epi_peer_export(b->segments[index].memory, &own.handle);
+    ep_status status = exchange(b, call, &own, all);
+    *any = false;
     for (int r = 0; status == EP_OK && r < b->num_ranks; r++)
-        if (!b->buffer->group->masked[r] && all[r].status != EP_OK)
-            status = epi_fail((ep_status)all[r].status, "%s: rank %d: %s", call, r, all[r].text);
-    if (status == EP_OK)
-        status = map_peers(b, index, all);
+        *any |= !b->buffer->group->masked[r] && all[r].bytes;
+    if (*any)
+        status = map_all(b, call, index, &own, all);
     free(all);
     return status;
 }
 
-ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes)
+/* What this rank has to give for a growth by `bytes`; none for 0. */
+static ep_status add_room(epc_buffer *b, size_t bytes, int index)
 {
     size_t total = epc_window_bytes(b), most = b->buffer->config.window_max_bytes;
-    ep_status mine = EP_OK;
+    if (bytes == 0)
+        return EP_OK;
+    if (total > most || bytes > most - total)
+        return epi_fail(EP_ERR_CAPACITY,
+                        "%zu bytes are needed beside the %zu there are; window_max_bytes is %zu",
+                        bytes, total, most);
+    size_t room = bytes > total ? bytes : total; /* doubles, so that growth ends soon */
+    return add_segment(b, room <= most - total ? room : bytes, index);
+}
+
+ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes)
+{
     int index = b->num_shared;
+    bool any;
     if (index == EPC_MAX_SEGMENTS)
         return epi_fail(
             EP_ERR_CAPACITY,
             "%s: the window has grown %d times already; create the buffer with a larger "
             "window_bytes",
             call, EPC_MAX_SEGMENTS - 1);
-    if (bytes && total + bytes > most)
-        mine = epi_fail(EP_ERR_CAPACITY,
-                        "%zu bytes are needed beside the %zu there are; window_max_bytes is %zu",
-                        bytes, total, most);
-    size_t room = bytes > total ? bytes : total; /* doubles, so that growth ends soon */
-    if (total + room > most)
-        room = bytes;
-    if (mine == EP_OK && bytes)
-        mine = add_segment(b, room, index);
-    EPI_TRY(share(b, call, index, b->segments[index].bytes, mine));
+    ep_status status = share(b, call, index, add_room(b, bytes, index), &any);
+    if (status != EP_OK) { /* what no peer reaches is not room */
+        drop_segment(b, index);
+        return status;
+    }
+    if (!any)
+        return EP_OK;
     b->num_shared++;
     return epc_put_places(b);
 }
@@ -369,7 +418,8 @@ ep_status epc_window_create(epc_buffer *b)
         lay_out_control(b);
         mine = epi_gpu_zero(b->segments[0].memory, b->control_bytes);
     }
-    EPI_TRY(share(b, call, 0, b->segments[0].bytes, mine));
+    bool any;
+    EPI_TRY(share(b, call, 0, mine, &any));
     b->num_shared = 1;
     b->comm.rank = b->rank;
     b->comm.num_ranks = b->num_ranks;

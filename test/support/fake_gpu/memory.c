@@ -159,6 +159,9 @@ ep_status epi_peer_export(const void *memory, epi_peer_handle *handle)
 /* Addresses, in nobody's use, that fault when they are touched. */
 ep_status epi_peer_open(const epi_peer_handle *handle, void **memory)
 {
+    *memory = NULL;
+    if (fake_gpu_state.maps_until_failure && --fake_gpu_state.maps_until_failure == 0)
+        return epi_fail(EP_ERR_DEVICE, "cudaIpcOpenMemHandle: invalid argument (fake)");
     *memory =
         mmap(NULL, handle->size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (*memory == MAP_FAILED) {

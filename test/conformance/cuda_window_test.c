@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the window of a CUDA buffer gives out, over the fake GPU: only memory that
+ * every peer reaches, as much as was agreed, and nothing that a peer may still write.
+ */
+#include "support/cuda.h"
+#include "support/fake_gpu.h"
+#include "support/test.h"
+
+#include "entrepot/low_latency.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TOKENS 64
+#define HIDDEN 1024
+#define ROW_BYTES ((int64_t)HIDDEN * 2)
+
+static int open_rank(ep_group *group, struct cuda_rank *c)
+{
+    return cuda_open(group, (size_t)4 << 20, 0, TOKENS, HIDDEN, c);
+}
+
+static const epc_dispatch_params *last_dispatch(void)
+{
+    return &fake_gpu_launch(FAKE_DISPATCH, 0)->dispatch;
+}
+
+/* Dispatches the way an application does; the region lies where every peer reaches it. */
+static int dispatch_well(struct cuda_rank *c, int64_t worst)
+{
+    ep_recv recv;
+    int32_t places[64];
+    TEST_OK(cuda_dispatch(c, worst, NULL, &recv, NULL));
+    const epc_dispatch_params *p = last_dispatch();
+    TEST_OK(ep_group_allgather(c->group, &p->place, places, sizeof p->place));
+    for (int r = 0; r < c->num_ranks; r++)
+        TEST_CHECK(fake_gpu_place(&p->comm, places[r], r));
+    cuda_drop(&recv);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- growth */
+
+/* The window has `rows` rows to take, for which it must grow. */
+static ep_status grow(struct cuda_rank *c, int64_t rows, ep_recv *recv)
+{
+    fake_gpu_script((struct fake_outcome){.no_room = true, .rows = rows});
+    return cuda_dispatch(c, 0, NULL, recv, NULL);
+}
+
+/* One rank can't grow: none does. Later all can. */
+static int alone_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv;
+    (void)arg;
+    if (open_rank(group, &c) || dispatch_well(&c, 0))
+        return 1;
+    const struct fake_gpu *gpu = fake_gpu();
+    size_t before = gpu->allocated_bytes;
+    int mapped = gpu->num_mappings;
+    int64_t rows = c.rank == 1 ? ((int64_t)4 << 30) / ROW_BYTES : 20000;
+    for (int round = 0; round < 20; round++) { /* more often than there are segments */
+        TEST_CHECK(grow(&c, rows, &recv) == EP_ERR_CAPACITY);
+        TEST_CHECK(CUDA_SAYS("rank 1", "window_max_bytes is 4294967296"));
+        TEST_CHECK(gpu->allocated_bytes == before && gpu->num_mappings == mapped);
+        if (dispatch_well(&c, 0) || dispatch_well(&c, TOKENS))
+            return 1;
+    }
+    TEST_OK(grow(&c, 20000, &recv));
+    TEST_CHECK(last_dispatch()->place == 1 && gpu->num_mappings == 2 * mapped);
+    cuda_drop(&recv);
+    if (dispatch_well(&c, 0))
+        return 1;
+    cuda_close(&c);
+    return 0;
+}
+
+static void all_grow_or_none(void **state)
+{
+    (void)state;
+    for (int ranks = 2; ranks <= 3; ranks++)
+        assert_int_equal(test_run_groups("shm", ranks, alone_body, NULL), 0);
+}
+
+/* One rank can't map what another offers: all drop it, and are in step. */
+static int unmapped_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv;
+    (void)arg;
+    if (open_rank(group, &c) || dispatch_well(&c, 0))
+        return 1;
+    struct fake_gpu *gpu = fake_gpu();
+    size_t before = gpu->allocated_bytes;
+    int mapped = gpu->num_mappings;
+    gpu->maps_until_failure = c.rank == 1 ? c.num_ranks - 1 : 0;
+    TEST_CHECK(grow(&c, 20000, &recv) == EP_ERR_DEVICE);
+    TEST_CHECK(CUDA_SAYS("ep_dispatch: rank 1: cudaIpcOpenMemHandle"));
+    TEST_CHECK(gpu->allocated_bytes == before && gpu->num_mappings == mapped);
+    if (dispatch_well(&c, 0))
+        return 1;
+    TEST_OK(grow(&c, 20000, &recv));
+    TEST_CHECK(last_dispatch()->place == 1 && gpu->num_mappings == 2 * mapped);
+    cuda_drop(&recv);
+    cuda_close(&c);
+    return 0;
+}
+
+static void all_map_or_none(void **state)
+{
+    (void)state;
+    for (int ranks = 2; ranks <= 3; ranks++)
+        assert_int_equal(test_run_groups("shm", ranks, unmapped_body, NULL), 0);
+}
+
+static ep_status ll_dispatch(const struct cuda_rank *c, int64_t max_tokens, ep_ll_recv *recv)
+{
+    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    *recv = (ep_ll_recv)EP_LL_RECV_INIT;
+    args.x = c->x;
+    args.topk_idx = c->ids;
+    args.max_tokens = max_tokens;
+    args.num_experts = c->num_ranks;
+    args.stream = test_device.stream;
+    return ep_ll_dispatch(c->buffer, &args, recv, NULL);
+}
+
+/* The same of low latency: rank 1 has no device memory for its areas. */
+static int areas_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv recv;
+    (void)arg;
+    if (open_rank(group, &c) || dispatch_well(&c, 0))
+        return 1;
+    struct fake_gpu *gpu = fake_gpu();
+    int mapped = gpu->num_mappings;
+    gpu->memory_bytes = c.rank == 1 ? gpu->allocated_bytes + ((size_t)200 << 20) : 0;
+    size_t before = 0;
+    for (int round = 0; round < 20; round++) {
+        TEST_CHECK(ll_dispatch(&c, 16384, &recv) == EP_ERR_MEMORY);
+        TEST_CHECK(CUDA_SAYS("rank 1", "cudaMalloc"));
+        before = before ? before : gpu->allocated_bytes; /* with memory of its own for results */
+        TEST_CHECK(gpu->allocated_bytes == before && gpu->num_mappings == mapped);
+        if (dispatch_well(&c, 0))
+            return 1;
+    }
+    gpu->memory_bytes = 0;
+    TEST_OK(ll_dispatch(&c, 16384, &recv));
+    const epc_ll_params *p = &fake_gpu_launch(FAKE_LL, 0)->ll;
+    for (int r = 0; r < c.num_ranks; r++)
+        TEST_CHECK(fake_gpu_place(&p->comm, 1, r) &&
+                   p->area_of[r] >= fake_gpu_place(&p->comm, 1, r));
+    ep_ll_recv_release(&recv);
+    cuda_close(&c);
+    return 0;
+}
+
+static void areas_on_all_or_none(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, areas_body, NULL), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_grow_or_none),
+        cmocka_unit_test(all_map_or_none),
+        cmocka_unit_test(areas_on_all_or_none),
+    };
+    fake_gpu_use();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
