@@ -51,6 +51,7 @@ endforeach()
 
 file(GLOB ep_cuda_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*/cuda/*.c
   ${PROJECT_SOURCE_DIR}/src/transport/cuda_ipc/*.c)
+list(FILTER ep_cuda_sources EXCLUDE REGEX "_test\\.c$")
 add_library(entrepot_cuda MODULE ${ep_cuda_sources} ${PROJECT_SOURCE_DIR}/src/base/tensor.c ${ep_cuda_objects})
 set_source_files_properties(${ep_cuda_objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)
 target_include_directories(entrepot_cuda PRIVATE ${PROJECT_SOURCE_DIR}/src)

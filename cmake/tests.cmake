@@ -14,6 +14,7 @@ file(GLOB ep_test_support CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/test/support/*
 # The CUDA module's host code over a device that only pretends (test/support/fake_gpu.h).
 file(GLOB ep_fake_gpu CONFIGURE_DEPENDS
   ${PROJECT_SOURCE_DIR}/src/ep/cuda/*.c ${PROJECT_SOURCE_DIR}/test/support/fake_gpu/*.c)
+list(FILTER ep_fake_gpu EXCLUDE REGEX "_test\\.c$")
 add_library(fake_gpu MODULE ${ep_fake_gpu}
   ${PROJECT_SOURCE_DIR}/src/device/cuda/entry.c ${PROJECT_SOURCE_DIR}/src/base/tensor.c)
 target_link_libraries(fake_gpu PRIVATE ep_options)

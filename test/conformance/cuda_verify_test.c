@@ -314,21 +314,25 @@ static void whole_worlds_pass(void **state)
 static int fault_body(ep_group *group, void *argument)
 {
     static const char *const bad[][2] = {
-        {"flip_row=-1", "flip_row= is -1; it can be 0..2147483647"},
-        {"flip_at=0", "flip_at= is 0; it can be 1..2147483647"},
-        {"flip_rank=1,flop_row=3", "\"flop_row=3\"; there are"},
+        {"flip_row=-1", "flip_row= is '-1'; it can be 0..2147483647"},
+        {"flip_at=0", "flip_at= is '0'; it can be 1..2147483647"},
+        {"flip_rank=0,flop_row=3", "'flop_row=3'; there are"},
     };
     ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
     ep_buffer *buffer = NULL;
     (void)argument;
     config.device = EP_DEVICE_CUDA;
-    config.verify = 1;
-    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        setenv("EP_CUDA_FAULT", bad[i][0], 1);
+    for (size_t i = 0; i < 2 * (sizeof bad / sizeof *bad); i++) {
+        config.verify = i % 2; /* what is wrong is refused even where it would have no effect */
+        setenv("EP_CUDA_FAULT", bad[i / 2][0], 1);
         TEST_CHECK(ep_buffer_create(group, &config, &buffer) == EP_ERR_ARGUMENT);
-        TEST_CHECK(CUDA_SAYS(bad[i][1]));
+        TEST_CHECK(CUDA_SAYS(bad[i / 2][1]));
     }
-    config.verify = 0; /* nobody looks at it */
+    unsetenv("EP_CUDA_FAULT");
+    setenv("EP_CUDA_EXPORT", "off", 1);
+    TEST_CHECK(ep_buffer_create(group, &config, &buffer) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("EP_CUDA_EXPORT is 'off'; it must be 0 or 1"));
+    unsetenv("EP_CUDA_EXPORT");
     TEST_OK(ep_buffer_create(group, &config, &buffer));
     ep_buffer_destroy(buffer);
     return 0;

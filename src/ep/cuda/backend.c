@@ -16,7 +16,6 @@ static void start(const epi_backend_services *services)
 
 static ep_status check_device(epc_buffer *b)
 {
-    const char *forced = getenv("EP_CUDA_PATH");
     EPI_TRY(epi_gpu_info_of(b->device, &b->gpu));
     if (b->gpu.compute < 80)
         return epi_fail(
@@ -31,12 +30,7 @@ static ep_status check_device(epc_buffer *b)
         return epi_fail(EP_ERR_UNSUPPORTED,
                         "ep_buffer_create: max_experts is %d; on CUDA it must be 1..%d",
                         b->max_experts, EPC_MAX_EXPERTS);
-    b->bulk = b->gpu.compute >= 90;
-    if (forced && strcmp(forced, "sm80") == 0)
-        b->bulk = false;
-    else if (forced && *forced && strcmp(forced, "sm90") != 0)
-        return epi_fail(EP_ERR_ARGUMENT,
-                        "ep_buffer_create: EP_CUDA_PATH is '%s'; it must be sm80 or sm90", forced);
+    b->bulk = b->bulk && b->gpu.compute >= 90;
     return EP_OK;
 }
 
@@ -53,9 +47,9 @@ static ep_status load_kernels(epc_buffer *b)
 
 static ep_status make_local(epc_buffer *b)
 {
+    EPI_TRY(epc_settings_read(b));
     EPI_TRY(check_device(b));
     EPI_TRY(load_kernels(b));
-    EPI_TRY(epc_fault_read(b));
     b->report_bytes =
         sizeof(epc_report) +
         ((size_t)b->num_ranks * (size_t)b->num_ranks + (size_t)b->max_experts) * sizeof(int32_t);

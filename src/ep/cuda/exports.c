@@ -8,7 +8,6 @@
 
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #define IDLE_CALLS 256 /* an export that this many calls did not use may make way for another */
 
@@ -26,7 +25,6 @@ typedef struct board {
 typedef struct epc_exports {
     epi_window *window;
     size_t offset;
-    bool off;                       /* EP_CUDA_EXPORT=0: always copy */
     bool captured[EPC_MAX_EXPORTS]; /* by a graph, which may use it at any time */
     bool refused[EPC_MAX_EXPORTS];
     uint32_t used[EPC_MAX_EXPORTS]; /* serial of the last call that used it */
@@ -42,13 +40,11 @@ static board *board_of(const epc_buffer *b, int rank)
 
 ep_status epc_exports_create(epc_buffer *b)
 {
-    const char *off = getenv("EP_CUDA_EXPORT");
     size_t offset = (epi_control_bytes(b->num_ranks) + 63) / 64 * 64;
     b->exports = calloc(1, sizeof *b->exports);
     if (!b->exports)
         return epi_fail(EP_ERR_MEMORY, "ep_buffer_create: out of memory");
     b->exports->offset = offset;
-    b->exports->off = off && strcmp(off, "0") == 0;
     return epc_core.shared_create(b->buffer->group, offset + sizeof(board), &b->exports->window);
 }
 
@@ -206,7 +202,7 @@ bool epc_export(const epc_flight *flight, const void *memory, size_t bytes, int 
     epc_buffer *b = flight->owner;
     epi_peer_handle found;
     const board *mine = board_of(b, b->rank);
-    if (b->exports->off || epi_peer_identify(memory, &found) != EP_OK || !found.identity ||
+    if (!b->exporting || epi_peer_identify(memory, &found) != EP_OK || !found.identity ||
         known_not_exportable(b->exports, found.identity))
         return false;
     uint64_t at = (uint64_t)(uintptr_t)memory;

@@ -116,8 +116,9 @@ typedef struct epc_buffer {
     ep_buffer *buffer;
     int device, rank, num_ranks, max_experts;
     epi_gpu_info gpu;
-    int sharing;                                /* ranks on this rank's device */
-    bool bulk;                                  /* the bulk copy engine is used */
+    int sharing;    /* ranks on this rank's device */
+    bool bulk;      /* the bulk copy engine is used */
+    bool exporting; /* peers may read the caller's allocations; else rows are always copied */
     epc_segment segments[2 * EPC_MAX_SEGMENTS]; /* shared ones, then those of this rank's own */
     int num_shared, num_own;
     size_t control_bytes, used, peak;
@@ -342,10 +343,12 @@ typedef struct epc_exposed {
 ep_status epc_expose(epc_flight *flight, const epc_handle *handle, const ep_tensor *const *tensors,
                      int count, size_t sums_bytes, epc_exposed *out, epc_exposed *sums);
 
+/* settings.c: what the environment asks of a buffer. EP_CUDA_PATH: which kernels; EP_CUDA_EXPORT:
+   whether peers may read the caller's allocations; EP_CUDA_FAULT: in verify mode, to flip a bit of
+   a row in one call, so that tests see it found. */
+ep_status epc_settings_read(epc_buffer *b);
+
 /* verify.c */
-/* What EP_CUDA_FAULT of the environment asks of a buffer in verify mode: to flip a bit of a row in
-   one call, so that tests see it found. */
-ep_status epc_fault_read(epc_buffer *b);
 /* 1 + the row whose bit is to flip in the call that was begun last, or 0. */
 int64_t epc_flip_now(const epc_buffer *b);
 /* The error of EPC_FAIL_CORRUPT with these details. */
