@@ -41,6 +41,12 @@ static size_t used_bytes(const struct cuda_rank *c)
     return ep_buffer_query(c->buffer, &info) == EP_OK ? info.used_bytes : SIZE_MAX;
 }
 
+static uint32_t num_calls(const struct cuda_rank *c)
+{
+    ep_buffer_info info = {.size = sizeof info};
+    return ep_buffer_query(c->buffer, &info) == EP_OK ? (uint32_t)info.num_calls : 0;
+}
+
 /* Whether every rank has the same `bytes`, at most 1024. */
 static bool alike(ep_group *group, const void *mine, size_t bytes)
 {
@@ -103,7 +109,7 @@ static int make_calls(struct cuda_rank *c, int64_t worst)
     TEST_CHECK(recv.x.shape[0] == (worst ? worst : TOKENS));
     if (dispatches_agree(c))
         return 1;
-    uint32_t serial = fake_gpu_launch(FAKE_DISPATCH, 0)->dispatch.serial;
+    uint32_t serial = fake_gpu_launch(FAKE_DISPATCH, 0)->dispatch.serial, call = num_calls(c);
     TEST_OK(cuda_dispatch(c, 0, recv.handle, &again, NULL));
     if (dispatches_agree(c))
         return 1;
@@ -111,7 +117,7 @@ static int make_calls(struct cuda_rank *c, int64_t worst)
     const epc_combine_params *p = &fake_gpu_launch(FAKE_COMBINE, 0)->combine;
     if (calls_agree(c->group, p->serial, p->field))
         return 1;
-    TEST_CHECK(p->field[EPC_F_HANDLE] == serial && p->serial == serial + 2);
+    TEST_CHECK(p->field[EPC_F_HANDLE] == call && p->serial == serial + 2);
     TEST_CHECK(fake_gpu_place(&p->comm, p->place, c->rank) + p->offset == recv.x.data);
     ep_recv_release(&again);
     cuda_drop(&recv);

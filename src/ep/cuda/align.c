@@ -5,7 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SERIAL, EPOCH, LL_DISPATCH, LL_COMBINE = LL_DISPATCH + 2, NUM_COUNTS = LL_COMBINE + 2 };
+enum {
+    CALLS,
+    SERIAL,
+    EPOCH,
+    LL_DISPATCH,
+    LL_COMBINE = LL_DISPATCH + 2,
+    NUM_COUNTS = LL_COMBINE + 2
+};
 
 typedef struct counts {
     uint32_t value[NUM_COUNTS];
@@ -13,7 +20,7 @@ typedef struct counts {
 
 static counts counts_of(const epc_buffer *b, const epc_state *state)
 {
-    counts c = {{[SERIAL] = b->serial, [EPOCH] = state->epoch}};
+    counts c = {{[CALLS] = b->calls, [SERIAL] = b->serial, [EPOCH] = state->epoch}};
     for (int i = 0; i < 2; i++) {
         c.value[LL_DISPATCH + i] = state->ll_epoch[i];
         c.value[LL_COMBINE + i] = state->ll_combine[i];
@@ -78,6 +85,7 @@ ep_status epc_align(epc_buffer *b)
         state.ll_combine[i] = c.value[LL_COMBINE + i];
         state.ll_failed[i] = c.value[LL_DISPATCH + i];
     }
+    b->calls = c.value[CALLS];
     b->serial = c.value[SERIAL];
     b->lost = 0;
     b->half_failed = EP_OK;

@@ -208,7 +208,7 @@ static void query(const ep_buffer *buffer, ep_buffer_info *info)
     info->control_bytes = b->control_bytes;
     info->used_bytes = b->used;
     info->peak_bytes = b->peak + b->control_bytes;
-    info->num_calls = b->serial;
+    info->num_calls = b->calls;
     pthread_mutex_unlock(&b->buffer->pool_lock);
 }
 
@@ -277,38 +277,53 @@ ep_status epc_reject(ep_buffer *buffer, const char *call, ep_status status)
         return status_;                                                  \
     } while (0)
 
+/* Each call of the caller's counts once, whether it is made, refused or made in halves: by these
+   numbers ranks tell whether they speak of the same handle. */
+#define COLLECTIVE(call)           \
+    do {                           \
+        epc_of((buffer))->calls++; \
+        ON_DEVICE(call);           \
+    } while (0)
+
+/* The core has refused the call. */
+static ep_status reject(ep_buffer *buffer, const char *call, ep_status status)
+{
+    epc_of(buffer)->calls++;
+    return epc_reject(buffer, call, status);
+}
+
 static ep_status dispatch(ep_buffer *buffer, const ep_dispatch_args *args, ep_recv *recv,
                           ep_event **event)
 {
-    ON_DEVICE(epc_dispatch_call(buffer, args, recv, event));
+    COLLECTIVE(epc_dispatch_call(buffer, args, recv, event));
 }
 
 static ep_status combine(ep_buffer *buffer, const ep_combine_args *args, ep_event **event)
 {
-    ON_DEVICE(epc_combine_call(buffer, args, event));
+    COLLECTIVE(epc_combine_call(buffer, args, event));
 }
 
 static ep_status dispatch_backward(ep_buffer *buffer, const ep_dispatch_backward_args *args,
                                    ep_event **event)
 {
-    ON_DEVICE(epc_dispatch_backward_call(buffer, args, event));
+    COLLECTIVE(epc_dispatch_backward_call(buffer, args, event));
 }
 
 static ep_status combine_backward(ep_buffer *buffer, const ep_combine_backward_args *args,
                                   ep_recv *recv, ep_event **event)
 {
-    ON_DEVICE(epc_combine_backward_call(buffer, args, recv, event));
+    COLLECTIVE(epc_combine_backward_call(buffer, args, recv, event));
 }
 
 static ep_status ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
                              ep_event **event)
 {
-    ON_DEVICE(epc_ll_dispatch_call(buffer, args, recv, event));
+    COLLECTIVE(epc_ll_dispatch_call(buffer, args, recv, event));
 }
 
 static ep_status ll_combine(ep_buffer *buffer, const ep_ll_combine_args *args, ep_event **event)
 {
-    ON_DEVICE(epc_ll_combine_call(buffer, args, event));
+    COLLECTIVE(epc_ll_combine_call(buffer, args, event));
 }
 
 static ep_status align(ep_buffer *buffer)
@@ -353,7 +368,7 @@ static const epi_backend_ops ops = {
     .free = give_back,
     .query = query,
     .align = align,
-    .reject = epc_reject,
+    .reject = reject,
     .dispatch = dispatch,
     .combine = combine,
     .dispatch_backward = dispatch_backward,

@@ -88,7 +88,7 @@ static void agree(const epc_buffer *b, const epc_combine_call_args *args, epc_co
     f[EPC_F_EXPERTS] = (uint32_t)handle->num_experts;
     f[EPC_F_LAYOUT] = (uint32_t)p->by_expert;
     f[EPC_F_WEIGHTS] = epc_given(&args->row_weights);
-    f[EPC_F_HANDLE] = ((const epc_handle *)handle->device)->serial;
+    f[EPC_F_HANDLE] = ((const epc_handle *)handle->device)->call;
     f[EPC_F_MASK] = epc_mask_word(b);
 }
 

@@ -191,8 +191,8 @@ static ep_status prepare_handle(epc_dispatch *d, const ep_dispatch_args *args,
     bool weights = args->layout == EP_ROWS_BY_EXPERT && epc_given(&args->topk_weights);
     EPI_TRY(epc_handle_new(b, d->handle, weights, &device));
     d->handle->device = device;
-    device->serial = b->serial;
-    d->handle->id = b->serial;
+    device->call = b->calls;
+    d->handle->id = b->calls;
     device->table = (uint32_t)((uint64_t)table->sum ^ (uint64_t)table->sum >> 32);
     if (!weights)
         return EP_OK;

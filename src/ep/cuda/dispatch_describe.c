@@ -78,7 +78,7 @@ static void describe_agreement(epc_dispatch *d)
     f[EPC_F_ALIGNMENT] = (uint32_t)p->alignment;
     f[EPC_F_ID_BYTES] = d->cached ? 0 : (uint32_t)p->id_bytes;
     f[EPC_F_WEIGHTS] = p->weights != NULL;
-    f[EPC_F_HANDLE] = d->cached ? handle->serial : 0;
+    f[EPC_F_HANDLE] = d->cached ? handle->call : 0;
     f[EPC_F_MASK] = epc_mask_word(d->flight->owner);
 }
 

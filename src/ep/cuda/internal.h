@@ -88,7 +88,7 @@ typedef struct epc_dispatch {
 typedef struct epc_handle {
     _Atomic int holders;
     struct epc_buffer *owner;
-    uint32_t serial;    /* of the dispatch: the same on every rank */
+    uint32_t call;      /* epc_buffer.calls in the dispatch: the same on every rank */
     uint32_t table;     /* identity of the expert table */
     int64_t follower;   /* bytes of the blocks that there was room for behind it; 0: not known */
     epc_block *block;   /* entries and the small arrays below */
@@ -128,7 +128,8 @@ typedef struct epc_buffer {
     uint8_t *reports; /* pinned: EPC_MAX_FLIGHTS, then one for captured calls */
     size_t report_bytes;
     uint64_t free_slots;
-    uint32_t serial;
+    uint32_t calls;    /* of the caller's, whatever became of them: the same on every rank */
+    uint32_t serial;   /* of what this rank has begun for them: refusals, halves, second tries */
     void *stream;      /* of our own, for calls that are refused */
     void *last_stream; /* of the last call, and an event behind it */
     void *last_done;

@@ -46,7 +46,7 @@ static ep_status new_ll_handle(epc_buffer *b, const ep_ll_dispatch_args *args, i
     own->position = (int32_t *)(own->block->memory + bytes);
     own->core->ll = &own->core_shape;
     own->core->slot = slot;
-    own->core->epoch = b->serial;
+    own->core->epoch = b->calls;
     own->core->num_tokens = args->x.shape[0];
     own->core->topk = (int)args->topk_idx.shape[1];
     own->core_shape.shape.expert_rows = ll->shape.expert_rows;

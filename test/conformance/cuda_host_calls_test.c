@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The host side of CUDA buffers over the fake GPU (support/fake_gpu.h): calls
+ * that are refused, or whose kernels can't be started or die. What they leave
+ * behind must not meet later calls.
+ */
+#include "support/cuda.h"
+#include "support/fake_gpu.h"
+#include "support/test.h"
+
+#include "entrepot/low_latency.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define TOKENS 64
+#define HIDDEN 1024
+#define TOO_MANY_SMS 999
+
+static int open_rank(ep_group *group, struct cuda_rank *c)
+{
+    return cuda_open(group, (size_t)16 << 20, 0, TOKENS, HIDDEN, c);
+}
+
+/* Closes the rank: the buffer has left nothing on the device. */
+static int close_rank(struct cuda_rank *c)
+{
+    const struct fake_gpu *gpu = fake_gpu();
+    TEST_CHECK(fake_gpu_script_done());
+    ep_buffer_destroy(c->buffer);
+    c->buffer = NULL;
+    TEST_CHECK(gpu->num_mappings == 0 && gpu->num_events == 0 && gpu->num_streams == 1);
+    cuda_close(c);
+    return 0;
+}
+
+static ep_tensor rows_of(int64_t rows, int64_t columns, ep_dtype dtype)
+{
+    void *zeros = test_zeros(rows * columns, ep_dtype_size(dtype));
+    ep_tensor tensor = tensor_new(dtype, rows, columns, 0, zeros);
+    free(zeros);
+    return tensor;
+}
+
+static ep_status combine(const struct cuda_rank *c, const ep_recv *recv, int32_t num_sms)
+{
+    ep_combine_args args = EP_COMBINE_ARGS_INIT;
+    args.y = recv->x;
+    args.handle = recv->handle;
+    args.out = c->x;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    return ep_combine(c->buffer, &args, NULL);
+}
+
+/* ---------------------------------------------------------------- numbers of calls */
+
+/* A dispatch and its combine, of which all ranks say the same. */
+static int ranks_agree(struct cuda_rank *c)
+{
+    ep_recv recv;
+    uint32_t handles[64], own;
+    TEST_OK(cuda_dispatch(c, 0, NULL, &recv, NULL));
+    TEST_OK(combine(c, &recv, 0));
+    own = fake_gpu_launch(FAKE_COMBINE, 0)->combine.field[EPC_F_HANDLE];
+    TEST_OK(ep_group_allgather(c->group, &own, handles, sizeof own));
+    for (int r = 0; r < c->num_ranks; r++)
+        TEST_CHECK(handles[r] == own);
+    cuda_drop(&recv);
+    return 0;
+}
+
+/* Rank 0 refuses a call that the others make: by what the core checks, and by what CUDA does. */
+static int refused_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv;
+    (void)arg;
+    if (open_rank(group, &c) || ranks_agree(&c))
+        return 1;
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &recv, NULL));
+    bool refuses = c.rank == 0;
+    TEST_CHECK(combine(&c, &recv, refuses ? TOO_MANY_SMS : 0) ==
+               (refuses ? EP_ERR_ARGUMENT : EP_OK));
+    cuda_drop(&recv);
+    if (ranks_agree(&c))
+        return 1;
+    if (refuses)
+        TEST_OK(ep_buffer_refuse(c.buffer, EP_CALL_DISPATCH, "a test"));
+    else {
+        TEST_OK(cuda_dispatch(&c, 0, NULL, &recv, NULL));
+        cuda_drop(&recv);
+    }
+    if (ranks_agree(&c))
+        return 1;
+    return close_rank(&c);
+}
+
+static void refused_calls_count_once(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, refused_body, NULL), 0);
+}
+
+/* The backward of a combine by expert, in halves. */
+static ep_status backward(const struct cuda_rank *c, const ep_recv *forward, ep_tensor grad_out,
+                          ep_tensor grad_weights, int32_t num_sms, ep_recv *recv)
+{
+    ep_combine_backward_args args = EP_COMBINE_BACKWARD_ARGS_INIT;
+    ep_recv init = EP_RECV_INIT;
+    *recv = init;
+    args.grad_out = grad_out;
+    if (grad_weights.data)
+        args.y = forward->x;
+    args.handle = forward->handle;
+    args.grad_topk_weights = grad_weights;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    return ep_combine_backward(c->buffer, &args, recv, NULL);
+}
+
+static int backward_with(struct cuda_rank *c, int64_t columns, int32_t num_sms, ep_status expected)
+{
+    ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
+    ep_recv recv = EP_RECV_INIT, grad;
+    args.x = c->x;
+    args.topk_idx = c->ids;
+    args.num_experts = c->num_ranks;
+    args.layout = EP_ROWS_BY_EXPERT;
+    args.stream = test_device.stream;
+    fake_gpu_script((struct fake_outcome){.rows = (int64_t)TOKENS * c->num_ranks});
+    TEST_OK(ep_dispatch(c->buffer, &args, &recv, NULL));
+    ep_tensor weights = rows_of(TOKENS, c->num_ranks, EP_F32), grad_out = c->x;
+    grad_out.shape[1] = columns;
+    TEST_CHECK(backward(c, &recv, grad_out, weights, num_sms, &grad) == expected);
+    ep_recv_release(&grad);
+    cuda_drop(&recv);
+    tensor_free(&weights);
+    return 0;
+}
+
+static int halves_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    bool refuses = c.rank == 0;
+    ep_status expected = refuses ? EP_ERR_ARGUMENT : EP_OK;
+    if (backward_with(&c, HIDDEN, 0, EP_OK) || ranks_agree(&c))
+        return 1;
+    if (backward_with(&c, refuses ? 12 : HIDDEN, 0, expected) || ranks_agree(&c))
+        return 1;
+    if (backward_with(&c, HIDDEN, refuses ? TOO_MANY_SMS : 0, expected) || ranks_agree(&c))
+        return 1;
+    return close_rank(&c);
+}
+
+static void calls_in_halves_count_once(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, halves_body, NULL), 0);
+}
+
+/* ---------------------------------------------------------------- num_sms */
+
+static ep_status ll_dispatch(const struct cuda_rank *c, int32_t num_sms, ep_ll_recv *recv,
+                             ep_event **event)
+{
+    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    ep_ll_recv init = EP_LL_RECV_INIT;
+    *recv = init;
+    args.x = c->x;
+    args.topk_idx = c->ids;
+    args.max_tokens = TOKENS;
+    args.num_experts = c->num_ranks;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
+    return ep_ll_dispatch(c->buffer, &args, recv, event);
+}
+
+static ep_status ll_combine(const struct cuda_rank *c, const ep_ll_recv *recv, int32_t num_sms)
+{
+    ep_ll_combine_args args = EP_LL_COMBINE_ARGS_INIT;
+    ep_tensor weights = rows_of(TOKENS, c->num_ranks, EP_F32);
+    args.handle = recv->handle;
+    args.topk_idx = c->ids;
+    args.topk_weights = weights;
+    args.out = c->x;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    ep_status status = ep_ll_combine_buffer(c->buffer, recv->handle, &args.y);
+    if (status == EP_OK)
+        status = ep_ll_combine(c->buffer, &args, NULL);
+    tensor_free(&weights);
+    return status;
+}
+
+static ep_status dispatch_with_sms(struct cuda_rank *c, int32_t num_sms)
+{
+    ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
+    ep_recv recv = EP_RECV_INIT;
+    args.x = c->x;
+    args.topk_idx = c->ids;
+    args.num_experts = c->num_ranks;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    ep_status status = ep_dispatch(c->buffer, &args, &recv, NULL);
+    cuda_drop(&recv);
+    return status;
+}
+
+static ep_status dispatch_backward(struct cuda_rank *c, const ep_recv *recv, int32_t num_sms)
+{
+    ep_dispatch_backward_args args = EP_DISPATCH_BACKWARD_ARGS_INIT;
+    args.grad_recv_x = recv->x;
+    args.handle = recv->handle;
+    args.grad_x = c->x;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    return ep_dispatch_backward(c->buffer, &args, NULL);
+}
+
+/* Every call, with a count that is out of range. */
+static int refuses_sms(struct cuda_rank *c, const ep_recv *recv, const ep_ll_recv *ll, int32_t sms)
+{
+    char value[64];
+    ep_ll_recv none;
+    ep_recv grad;
+    ep_tensor not_given = EP_TENSOR_NONE;
+    snprintf(value, sizeof value, "num_sms is %d; it must be 0..132", (int)sms);
+    TEST_CHECK(dispatch_with_sms(c, sms) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("ep_dispatch: ", value));
+    TEST_CHECK(combine(c, recv, sms) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("ep_combine: ", value));
+    TEST_CHECK(dispatch_backward(c, recv, sms) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("ep_dispatch_backward: ", value));
+    TEST_CHECK(backward(c, recv, c->x, not_given, sms, &grad) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("ep_combine_backward: ", value));
+    TEST_CHECK(ll_combine(c, ll, sms) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("ep_ll_combine: ", value));
+    TEST_CHECK(ll_dispatch(c, sms, &none, NULL) == EP_ERR_ARGUMENT);
+    TEST_CHECK(CUDA_SAYS("ep_ll_dispatch: ", value));
+    return 0;
+}
+
+static int sms_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv;
+    ep_ll_recv ll;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &recv, NULL));
+    TEST_CHECK(fake_gpu_launch(FAKE_DISPATCH, 0)->blocks == 16);
+    TEST_OK(ll_dispatch(&c, 132, &ll, NULL));
+    TEST_CHECK(fake_gpu_launch(FAKE_LL, 0)->blocks == 132);
+    TEST_OK(combine(&c, &recv, 1));
+    TEST_CHECK(fake_gpu_launch(FAKE_COMBINE, 0)->blocks == 1);
+    if (refuses_sms(&c, &recv, &ll, -1) || refuses_sms(&c, &recv, &ll, 133))
+        return 1;
+    TEST_OK(dispatch_with_sms(&c, 132)); /* the buffer stays usable */
+    TEST_OK(ll_combine(&c, &ll, 7));
+    ep_ll_recv_release(&ll);
+    cuda_drop(&recv);
+    return close_rank(&c);
+}
+
+static void num_sms_is_checked(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, sms_body, NULL), 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(refused_calls_count_once),
+        cmocka_unit_test(calls_in_halves_count_once),
+        cmocka_unit_test(num_sms_is_checked),
+    };
+    fake_gpu_use();
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
