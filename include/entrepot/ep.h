@@ -40,7 +40,8 @@ typedef struct ep_buffer_config {
                                   also for the calls that may follow it; for num_worst_tokens and
                                   captured graphs this must suffice. */
     size_t window_max_bytes; /**< bound on the window's growth, the same on every rank;
-                                  0: 64 GiB of address space */
+                                  0: 64 GiB of address space. On CUDA, where handles and scratch are
+                                  in device memory too, they count but are not refused for it. */
     int32_t num_threads;     /**< threads this rank's calls may use beside the caller's, 0..256.
                                   0: the caller's thread only, asynchronous calls then proceed
                                   inside ep_event_wait and ep_event_query. With n >= 1 one worker

@@ -191,16 +191,9 @@ static ep_status open_window(ep_buffer *buffer)
     ep_group *group = buffer->group;
     const ep_buffer_config *config = &buffer->config;
     size_t control = epi_control_area_bytes(group->num_ranks, config->max_experts);
-    size_t first = control + config->window_bytes;
-    if (config->window_max_bytes < first)
-        return epi_fail(EP_ERR_ARGUMENT,
-                        "ep_buffer_create: window_max_bytes is %zu; it must be at least %zu, the "
-                        "control area and window_bytes",
-                        config->window_max_bytes, first);
+    EPI_TRY(epi_buffer_check_window(config, control));
     /* The same again of address space for what is used sparsely. */
-    size_t limit = config->window_max_bytes;
-    if (limit > SIZE_MAX / 4)
-        return epi_bad("ep_buffer_create", "window_max_bytes", (int64_t)limit, "below 2^62");
+    size_t first = control + config->window_bytes, limit = config->window_max_bytes;
     EPI_TRY(
         group->transport->ops->window_create(group->transport, 2 * limit, first, &buffer->window));
     atomic_fetch_add(&group->num_objects, 1);

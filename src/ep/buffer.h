@@ -3,6 +3,7 @@
 #ifndef EPI_EP_BUFFER_H
 #define EPI_EP_BUFFER_H
 
+#include "base/error.h"
 #include "entrepot/ep.h"
 #include "ep/group.h"
 #include "ep/op.h"
@@ -68,6 +69,23 @@ void epi_buffer_align(ep_buffer *buffer, uint64_t epoch);
 
 /* EP_ERR_STATE for a handle from before a rank was taken in again. */
 ep_status epi_buffer_check_handle(const char *call, const ep_buffer *buffer, uint64_t id);
+
+/* Whether a window whose control area takes `control` bytes can be as the caller wants it. On
+   accelerators their module asks. */
+static inline ep_status epi_buffer_check_window(const ep_buffer_config *config, size_t control)
+{
+    size_t most = config->window_max_bytes, wanted = config->window_bytes;
+    size_t least = wanted < SIZE_MAX - control ? control + wanted : SIZE_MAX;
+    if (most < least)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "ep_buffer_create: window_max_bytes is %zu; it must be at least %zu, the "
+                        "control area and window_bytes",
+                        most, least);
+    if (most > SIZE_MAX / 4)
+        return epi_fail(EP_ERR_ARGUMENT,
+                        "ep_buffer_create: window_max_bytes is %zu; it must be below 2^62", most);
+    return EP_OK;
+}
 
 ep_status epi_buffer_take(ep_buffer *buffer, size_t bytes, size_t *offset);
 void epi_buffer_give(ep_buffer *buffer, size_t offset);

@@ -5,8 +5,11 @@
 
 #include <stdlib.h>
 
+/* The largest multiple for what is beyond it: no window has so much. */
 static size_t round_up(size_t bytes)
 {
+    if (bytes > SIZE_MAX - EPI_POOL_ALIGN)
+        return SIZE_MAX / EPI_POOL_ALIGN * EPI_POOL_ALIGN;
     return (bytes + EPI_POOL_ALIGN - 1) / EPI_POOL_ALIGN * EPI_POOL_ALIGN;
 }
 
@@ -83,8 +86,8 @@ static ep_status grow(epi_pool *pool, size_t bytes)
     epi_block *last = last_block(pool);
     size_t end = last ? last->offset + last->bytes : pool->start;
     size_t begin = last && !last->used ? last->offset : end;
-    size_t target = begin + bytes;
-    if (target < begin || target > pool->limit)
+    size_t target = bytes < SIZE_MAX - begin ? begin + bytes : SIZE_MAX;
+    if (target > pool->limit)
         return epi_fail(EP_ERR_MEMORY,
                         "the window needs %zu bytes; its bound (window_max_bytes) is %zu", target,
                         pool->limit);

@@ -164,12 +164,94 @@ static void areas_on_all_or_none(void **state)
     assert_int_equal(test_run_groups("shm", 2, areas_body, NULL), 0);
 }
 
+/* ---------------------------------------------------------------- sizes */
+
+static ep_status create(ep_group *group, ep_device_type device, size_t bytes, size_t most,
+                        ep_buffer **buffer)
+{
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    config.device = device;
+    config.window_bytes = bytes;
+    config.window_max_bytes = most;
+    return ep_buffer_create(group, &config, buffer);
+}
+
+/* Sizes that no window can have; on the CPU and on devices alike. */
+static int refused_body(ep_group *group, void *arg)
+{
+    static const struct {
+        size_t bytes, most;
+        const char *says;
+    } cases[] = {
+        {(size_t)128 << 20, (size_t)64 << 20, "window_max_bytes is 67108864; it must be at least "},
+        {(size_t)65 << 30, 0, "window_max_bytes is 68719476736; it must be at least "},
+        {SIZE_MAX, 0, "must be at least 18446744073709551615, the control area and window_bytes"},
+        {0, 4096, "window_max_bytes is 4096; it must be at least "},
+        {0, SIZE_MAX, "window_max_bytes is 18446744073709551615; it must be below 2^62"},
+    };
+    ep_buffer *buffer;
+    (void)arg;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (int device = EP_DEVICE_CPU; device <= EP_DEVICE_CUDA; device++) {
+            TEST_CHECK(create(group, (ep_device_type)device, cases[i].bytes, cases[i].most,
+                              &buffer) == EP_ERR_ARGUMENT);
+            TEST_CHECK(buffer == NULL && CUDA_SAYS("ep_buffer_create: ", cases[i].says));
+        }
+    TEST_OK(create(group, EP_DEVICE_CUDA, 0, (size_t)1 << 20, &buffer)); /* less than it would be */
+    ep_buffer_destroy(buffer);
+    TEST_CHECK(fake_gpu()->num_allocations == 0 && fake_gpu()->num_mappings == 0);
+    return 0;
+}
+
+static void sizes_are_checked(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, refused_body, NULL), 0);
+}
+
+/* What the caller takes of the window ends at its bound, as on the CPU. */
+static int bound_body(ep_group *group, void *arg)
+{
+    static const size_t too_large[] = {SIZE_MAX, SIZE_MAX - 255, SIZE_MAX / 2, (size_t)1 << 30};
+    ep_buffer *buffer;
+    void *memory, *more;
+    (void)arg;
+    for (int device = EP_DEVICE_CPU; device <= EP_DEVICE_CUDA; device++) {
+        ep_buffer_info before = {.size = sizeof before}, info = before;
+        TEST_OK(create(group, (ep_device_type)device, 1 << 20, (size_t)64 << 20, &buffer));
+        TEST_OK(ep_buffer_query(buffer, &before));
+        for (size_t i = 0; i < sizeof too_large / sizeof *too_large; i++) {
+            TEST_CHECK(ep_buffer_alloc(buffer, too_large[i], &memory) == EP_ERR_MEMORY && !memory);
+            TEST_CHECK(CUDA_SAYS("the window needs ", "its bound (window_max_bytes) is 67108864"));
+        }
+        TEST_OK(ep_buffer_query(buffer, &info));
+        TEST_CHECK(memcmp(&info, &before, sizeof info) == 0);
+        TEST_OK(ep_buffer_alloc(buffer, (size_t)60 << 20, &memory));
+        TEST_CHECK(ep_buffer_alloc(buffer, (size_t)8 << 20, &more) == EP_ERR_MEMORY);
+        TEST_OK(ep_buffer_free(buffer, memory));
+        TEST_OK(ep_buffer_alloc(buffer, (size_t)8 << 20, &more));
+        TEST_OK(ep_buffer_query(buffer, &info));
+        TEST_CHECK(info.window_bytes <= (size_t)64 << 20);
+        TEST_OK(ep_buffer_free(buffer, more));
+        ep_buffer_destroy(buffer);
+    }
+    return 0;
+}
+
+static void allocations_end_at_the_bound(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, bound_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_grow_or_none),
         cmocka_unit_test(all_map_or_none),
         cmocka_unit_test(areas_on_all_or_none),
+        cmocka_unit_test(sizes_are_checked),
+        cmocka_unit_test(allocations_end_at_the_bound),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -49,6 +49,7 @@ static ep_status make_local(epc_buffer *b)
 {
     EPI_TRY(epc_settings_read(b));
     EPI_TRY(check_device(b));
+    EPI_TRY(epc_window_check(b));
     EPI_TRY(load_kernels(b));
     b->report_bytes =
         sizeof(epc_report) +
@@ -180,7 +181,7 @@ static ep_status alloc(ep_buffer *buffer, size_t bytes, void **memory)
     int before;
     if (!block) {
         EPI_TRY(epi_gpu_enter(b->device, &before));
-        ep_status status = epc_take(b, bytes, &block);
+        ep_status status = epc_take_within(b, bytes, &block);
         epi_gpu_leave(before);
         EPI_TRY(status);
     }

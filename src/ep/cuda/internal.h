@@ -156,11 +156,17 @@ static inline epc_buffer *epc_of(const ep_buffer *buffer)
 }
 
 /* window.c */
+/* Whether the configuration's sizes can be had. */
+ep_status epc_window_check(const epc_buffer *b);
 ep_status epc_window_create(epc_buffer *b);
 void epc_window_destroy(epc_buffer *b);
 /* Memory for this rank's use; grows by an allocation of this rank's own. From the ends of pieces,
-   so that what lives long does not divide the room for rows. */
+   so that what lives long does not divide the room for rows. What calls can't do without (handles,
+   tables, scratch) is not refused for window_max_bytes, which on the CPU is no bound to it either.
+ */
 ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **block);
+/* The same for the caller, up to window_max_bytes. */
+ep_status epc_take_within(epc_buffer *b, size_t bytes, epc_block **block);
 /* Memory that peers reach; NULL when there is no piece so large. */
 epc_block *epc_take_shared(epc_buffer *b, size_t bytes);
 epc_block *epc_take_largest(epc_buffer *b);

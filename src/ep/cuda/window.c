@@ -8,8 +8,11 @@
 
 #define DEFAULT_BYTES ((size_t)64 << 20)
 
+/* The largest multiple for what is beyond it: no device has so much. */
 static size_t round_up(size_t bytes, size_t unit)
 {
+    if (bytes > SIZE_MAX - unit)
+        return SIZE_MAX / unit * unit;
     return (bytes + unit - 1) / unit * unit;
 }
 
@@ -190,13 +193,21 @@ static ep_status add_segment(epc_buffer *b, size_t bytes, int index)
     return EP_OK;
 }
 
-static ep_status add_own_segment(epc_buffer *b, size_t bytes)
+/* With room for `bytes`, or more; the window may come to have `most`. */
+static ep_status add_own_segment(epc_buffer *b, size_t bytes, size_t most)
 {
+    size_t total = epc_window_bytes(b), left = total < most ? most - total : 0;
+    if (bytes > left)
+        return epi_fail(EP_ERR_MEMORY,
+                        "the window needs %zu bytes; its bound (window_max_bytes) is %zu",
+                        bytes < SIZE_MAX - total ? total + bytes : SIZE_MAX, most);
     if (b->num_own == EPC_MAX_SEGMENTS)
         return epi_fail(
             EP_ERR_MEMORY,
             "the buffer has grown %d times already; create it with a larger window_bytes",
             EPC_MAX_SEGMENTS);
+    if (bytes < DEFAULT_BYTES)
+        bytes = DEFAULT_BYTES < left ? DEFAULT_BYTES : left;
     EPI_TRY(add_segment(b, bytes, EPC_MAX_SEGMENTS + b->num_own));
     b->num_own++;
     return EP_OK;
@@ -234,7 +245,7 @@ static void drop_segment(epc_buffer *b, int index)
     *segment = (epc_segment){0};
 }
 
-ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **out)
+static ep_status take(epc_buffer *b, size_t bytes, size_t most, epc_block **out)
 {
     bytes = round_up(bytes ? bytes : 1, EPC_ALIGN);
     pthread_mutex_lock(&b->buffer->pool_lock);
@@ -243,8 +254,7 @@ ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **out)
     if (!piece)
         piece = best_fit(b, bytes, 0, b->num_shared);
     if (!piece) {
-        size_t more = bytes > DEFAULT_BYTES ? bytes : DEFAULT_BYTES;
-        status = add_own_segment(b, more);
+        status = add_own_segment(b, bytes, most);
         if (status == EP_OK)
             piece = best_fit(b, bytes, EPC_MAX_SEGMENTS, 2 * EPC_MAX_SEGMENTS);
     }
@@ -257,6 +267,16 @@ ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **out)
     pthread_mutex_unlock(&b->buffer->pool_lock);
     *out = piece;
     return status;
+}
+
+ep_status epc_take(epc_buffer *b, size_t bytes, epc_block **block)
+{
+    return take(b, bytes, SIZE_MAX, block);
+}
+
+ep_status epc_take_within(epc_buffer *b, size_t bytes, epc_block **block)
+{
+    return take(b, bytes, b->buffer->config.window_max_bytes, block);
 }
 
 ep_status epc_put_places(epc_buffer *b)
@@ -407,12 +427,24 @@ static void lay_out_control(epc_buffer *b)
     segment->blocks->used = true;
 }
 
+static size_t control_bytes(const epc_buffer *b)
+{
+    return epc_control_bytes(b->num_ranks, b->max_experts) + sizeof(epc_state) + sizeof b->places +
+           3 * EPC_ALIGN;
+}
+
+ep_status epc_window_check(const epc_buffer *b)
+{
+    return epi_buffer_check_window(&b->buffer->config, control_bytes(b));
+}
+
 ep_status epc_window_create(epc_buffer *b)
 {
     const char *call = "ep_buffer_create";
-    size_t control = epc_control_bytes(b->num_ranks, b->max_experts) + sizeof(epc_state) +
-                     sizeof b->places + 3 * EPC_ALIGN;
-    size_t wanted = b->buffer->config.window_bytes ? b->buffer->config.window_bytes : DEFAULT_BYTES;
+    size_t control = control_bytes(b), wanted = b->buffer->config.window_bytes,
+           most = b->buffer->config.window_max_bytes - control;
+    if (wanted == 0)
+        wanted = DEFAULT_BYTES < most ? DEFAULT_BYTES : most;
     ep_status mine = add_segment(b, control + wanted, 0);
     if (mine == EP_OK) {
         lay_out_control(b);
