@@ -22,6 +22,19 @@ static void look(finding *f)
         snprintf(f->reason, sizeof f->reason, "%s", ep_last_error());
 }
 
+/* A driver or module that crashes, or ends the process, says nothing here. */
+static void note_end(finding *f, int status)
+{
+    if (WIFSIGNALED(status))
+        snprintf(f->reason, sizeof f->reason, "looking for one was ended by signal %d (%s)",
+                 WTERMSIG(status), strsignal(WTERMSIG(status)));
+    else if (!f->reason[0] && (f->count == 0 || WEXITSTATUS(status) != 0))
+        snprintf(f->reason, sizeof f->reason, "looking for one ended with code %d and no reason",
+                 WEXITSTATUS(status));
+    if (f->reason[0])
+        f->count = 0;
+}
+
 static const char *next_step(const char *reason)
 {
     if (strstr(reason, "support could not be opened"))
@@ -43,12 +56,14 @@ static int count_gpus(const char *command)
     if (child < 0 || waitpid(child, &status, 0) != child)
         fprintf(stderr, "%s: --backend cuda: no process could be started to look for GPUs\n",
                 command);
-    else if (f->count > 0)
+    else {
+        note_end(f, status);
         count = f->count;
-    else
-        fprintf(stderr,
-                "%s: --backend cuda: no GPU can be used: %s; %s, or run with --backend cpu\n",
-                command, f->reason, next_step(f->reason));
+        if (count == 0)
+            fprintf(stderr,
+                    "%s: --backend cuda: no GPU can be used: %s; %s, or run with --backend cpu\n",
+                    command, f->reason, next_step(f->reason));
+    }
     ranks_shared_free(f, sizeof *f);
     return count;
 }

@@ -24,6 +24,11 @@ target_compile_options(fake_gpu PRIVATE $<$<C_COMPILER_ID:GNU>:-Wno-tsan>)
 target_link_options(fake_gpu PRIVATE
   -Wl,--version-script=${PROJECT_SOURCE_DIR}/test/support/fake_gpu/module.map)
 
+# What a CUDA module can be like that is of no use.
+add_library(broken_module MODULE ${PROJECT_SOURCE_DIR}/test/support/broken_module/module.c)
+target_link_libraries(broken_module PRIVATE ep_options)
+target_include_directories(broken_module PRIVATE ${PROJECT_SOURCE_DIR}/src)
+
 # Inputs and reference are made before the ranks start; sanitizers would only slow that down.
 if(NOT EP_SANITIZE STREQUAL "")
   foreach(source IN LISTS ep_test_support)
@@ -39,7 +44,7 @@ if(ep_test_support)
   target_compile_definitions(ep_test_support PRIVATE
     EP_TEST_DATA="${PROJECT_SOURCE_DIR}/../shared/data" EP_COMMAND="${CMAKE_BINARY_DIR}/bin/entrepot"
     EP_FAKE_GPU="$<TARGET_FILE:fake_gpu>")
-  add_dependencies(ep_test_support fake_gpu)
+  add_dependencies(ep_test_support fake_gpu broken_module)
 endif()
 
 foreach(source IN LISTS ep_tests)

@@ -61,6 +61,32 @@ static void without_a_module_the_demo_says_what_to_do(void **state)
     }
 }
 
+/* A crash where GPUs are looked for is not silence. */
+static void a_broken_module_is_told_of(void **state)
+{
+    (void)state;
+    static const char *const cases[][2] = {
+        {"abort", "looking for one was ended by signal 6 ("},
+        {"exit", "looking for one ended with code 7 and no reason; "},
+        {"fail", "no GPU can be used: the driver is out of sorts; "},
+        {"zero", "looking for one ended with code 0 and no reason; "},
+        {"version", "/lib/libbroken_module.so is of version 9.9, the library of "},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char line[512];
+        snprintf(line, sizeof line,
+                 "env EP_CUDA_MODULE=%s/lib/libbroken_module.so BROKEN_MODULE=%s %s demo "
+                 "--backend cuda",
+                 EP_BINARY_DIR, cases[i][0], EP_COMMAND);
+        command_result r = command_line(line);
+        assert_int_equal(r.code, 3);
+        assert_string_equal(r.out, "");
+        assert_non_null(strstr(r.err, cases[i][1]));
+        assert_non_null(strstr(r.err, ", or run with --backend cpu\n"));
+        command_free(&r);
+    }
+}
+
 static void the_demo_runs_on_gpus(void **state)
 {
     (void)state;
@@ -104,6 +130,7 @@ int main(void)
         cmocka_unit_test(the_demo_checks_itself),
         cmocka_unit_test(the_demo_prints_tables),
         cmocka_unit_test(without_a_module_the_demo_says_what_to_do),
+        cmocka_unit_test(a_broken_module_is_told_of),
         cmocka_unit_test(the_demo_runs_on_gpus),
         cmocka_unit_test(info_lists_what_there_is),
     };
