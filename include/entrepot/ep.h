@@ -118,8 +118,8 @@ typedef enum ep_call {
  * This rank's part of the next collective call, for a caller that can't make it: its tensors are
  * not what a call takes, or memory for them has run out. The other ranks' call fails with
  * EP_ERR_ABORTED and the reason, as if this rank had made the call with bad arguments; without it
- * they would wait for the timeout. Does not wait for them; one that is two calls behind by then may
- * find only that this rank gave up.
+ * they would wait for the timeout. Does not wait for them; one that is more than seven calls
+ * behind by then finds only that this rank gave up.
  *
  * @param call    which one the others make
  * @param reason  told to them; copied, cut to 400 bytes

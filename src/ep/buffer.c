@@ -28,9 +28,9 @@ size_t epi_control_area_bytes(int num_ranks, int64_t max_experts)
 {
     if (max_experts == 0)
         max_experts = DEFAULT_MAX_EXPERTS;
-    size_t bytes = epi_control_bytes(num_ranks) +
-                   (size_t)num_ranks *
-                       (2 * mailbox_bytes(num_ranks, max_experts) + EPI_ABORTS * sizeof(epi_abort));
+    size_t bytes =
+        epi_control_bytes(num_ranks) +
+        (size_t)num_ranks * (2 * mailbox_bytes(num_ranks, max_experts) + sizeof(epi_aborts));
     return (bytes + EPI_POOL_ALIGN - 1) / EPI_POOL_ALIGN * EPI_POOL_ALIGN;
 }
 
@@ -41,11 +41,15 @@ epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, 
                            index * buffer->mailbox_bytes);
 }
 
-epi_abort *epi_buffer_abort(const ep_buffer *buffer, int owner, int source, uint64_t epoch)
+epi_aborts *epi_buffer_aborts(const ep_buffer *buffer, int owner, int source)
 {
     size_t mail = 2 * (size_t)buffer->num_ranks * buffer->mailbox_bytes;
-    epi_abort *all = (epi_abort *)(buffer->window->peer[owner] + buffer->mailbox_offset + mail);
-    return &all[(size_t)source * EPI_ABORTS + epoch % EPI_ABORTS];
+    return (epi_aborts *)(buffer->window->peer[owner] + buffer->mailbox_offset + mail) + source;
+}
+
+epi_abort *epi_buffer_abort(const ep_buffer *buffer, int owner, int source, uint64_t epoch)
+{
+    return &epi_buffer_aborts(buffer, owner, source)->reason[epoch % EPI_REASONS];
 }
 
 uint64_t epi_buffer_progress(const ep_buffer *buffer, int source)

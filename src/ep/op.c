@@ -41,6 +41,28 @@ static ep_status advance(epi_op *op, int until)
     }
 }
 
+/* Of calls that hooks complete out of order the later ones count. */
+static void add_to_run(epi_aborts *aborts, uint64_t epoch)
+{
+    uint64_t last = atomic_load(&aborts->last);
+    if (epoch <= last)
+        return;
+    if (epoch != last + 1) {
+        atomic_store(&aborts->last, 0);
+        atomic_store(&aborts->first, epoch);
+    }
+    atomic_store(&aborts->last, epoch);
+}
+
+/* Whether whoever failed first had sent nothing; those that gave no reason had not. */
+static bool is_early(const epi_op *op, const epi_abort *cause)
+{
+    if (cause)
+        return cause->early != 0;
+    return !op->sent ||
+           (op->aborted_by >= 0 && epi_op_is_in_run(op->buffer, op->aborted_by, op->epoch));
+}
+
 /* Tells the others that this rank gives the call up, and why. */
 static void give_up(epi_op *op, ep_status status)
 {
@@ -50,13 +72,15 @@ static void give_up(epi_op *op, ep_status status)
         cause = epi_buffer_abort(buffer, buffer->rank, op->aborted_by, op->epoch);
     if (cause && cause->epoch != op->epoch)
         cause = NULL;
-    op->failed_early = cause ? cause->early != 0 : !op->sent;
+    op->failed_early = is_early(op, cause);
     for (int peer = 0; peer < buffer->num_ranks; peer++) {
         if (buffer->group->masked[peer])
             continue;
+        if (op->failed_early)
+            add_to_run(epi_buffer_aborts(buffer, peer, buffer->rank), op->epoch);
         /* A peer further behind may still read the reason this would overwrite; it will find the
-           call given up by the word alone. */
-        if (peer == buffer->rank || epi_buffer_progress(buffer, peer) + EPI_ABORTS > op->epoch) {
+           call given up for none. */
+        if (peer == buffer->rank || epi_buffer_progress(buffer, peer) + EPI_REASONS > op->epoch) {
             epi_abort *abort = epi_buffer_abort(buffer, peer, buffer->rank, op->epoch);
             abort->status = cause ? cause->status : status;
             abort->origin = cause ? cause->origin : buffer->rank;

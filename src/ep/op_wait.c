@@ -50,12 +50,20 @@ ep_status epi_op_await_done(epi_op *op, uint64_t epoch)
 
 /* ------------------------------------------------------------- giving up */
 
+bool epi_op_is_in_run(const ep_buffer *buffer, int source, uint64_t epoch)
+{
+    const epi_aborts *aborts = epi_buffer_aborts(buffer, buffer->rank, source);
+    uint64_t last = atomic_load(&aborts->last), first = atomic_load(&aborts->first);
+    return atomic_load(&aborts->last) >= last && first <= epoch && epoch <= last;
+}
+
 bool epi_op_gave_up(const ep_buffer *buffer, int source, uint64_t epoch)
 {
-    uint64_t word = epi_slot_load(buffer->window, source, EPI_SLOT_ABORT);
-    /* The reason names its call: the word alone may already speak of a later one. */
-    return word == epoch ||
-           (word > epoch && epi_buffer_abort(buffer, buffer->rank, source, epoch)->epoch == epoch);
+    /* The word alone may already speak of a later call. */
+    if (epi_slot_load(buffer->window, source, EPI_SLOT_ABORT) < epoch)
+        return false;
+    return epi_op_is_in_run(buffer, source, epoch) ||
+           epi_buffer_abort(buffer, buffer->rank, source, epoch)->epoch == epoch;
 }
 
 ep_status epi_op_aborted(epi_op *op, int source)

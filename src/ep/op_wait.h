@@ -8,6 +8,9 @@
 /* EP_OK when the wait is over, EP_IN_PROGRESS, or an error that ends the call. */
 ep_status epi_op_look(epi_op *op);
 
+/* Whether `source` gave the call up, having sent nothing, among others in a row. */
+bool epi_op_is_in_run(const ep_buffer *buffer, int source, uint64_t epoch);
+
 /* For epi_wait: whether epi_op_look would not return EP_IN_PROGRESS; whether `rank` is missing. */
 bool epi_op_wait_over(void *op);
 bool epi_op_is_late(void *op, int rank);

@@ -83,9 +83,16 @@ typedef struct epi_abort {
     char text[488];
 } epi_abort;
 
-/* Reasons per source, by the epoch: a rank that gives calls up waits for nobody, and so may be as
-   many calls ahead. One is written over when the reader is known to be past its call. */
-#define EPI_ABORTS 8
+/* What a source says of the calls it gave up. It waits for nobody meanwhile, so it may be many
+   calls ahead: of its last calls in a row that it gave up before it sent anything it says the first
+   and the last, and of any call the reason, each in its place by the epoch. A reason is written
+   over when the reader is known to be past its call. */
+#define EPI_REASONS 8
+
+typedef struct epi_aborts {
+    _Atomic uint64_t first, last; /* last is 0 while first changes */
+    epi_abort reason[EPI_REASONS];
+} epi_aborts;
 
 /*
  * Two sets of mail per source, by the epoch's parity: a rank writes a set again
