@@ -6,9 +6,14 @@ run finalizers on any thread, also while a call is in progress. So each C
 object counts what was made from it and is destroyed when it was closed and
 the last of those is gone; and a release that comes while a call runs is left
 to the thread of that call.
+
+A forked process inherits the objects but neither their threads nor their place
+among the ranks: there they count as closed, and nothing is given back.
 """
 
+import os
 import threading
+import weakref
 from collections import deque
 from functools import partial
 from typing import Any, Callable, Deque, Optional, Tuple
@@ -29,8 +34,11 @@ class Owner:
         #: counts one more thing made from this object
         self.adopt = partial(children.append, None)
         self.closing = False
+        #: collective calls made on it
+        self.calls = 0
         self.keep: Any = None  # what C code may still use
         self.left: Deque[_Release] = deque()
+        _owners.add(self)
         if parent is not None:
             parent.adopt()
 
@@ -48,6 +56,9 @@ class Owner:
         """Carries out releases that were left over, unless a call is running, whose thread
         does it then."""
         while self.left or self.closing:
+            if self.pointer is None:
+                self.left.clear()  # of a forked process; else nothing was left
+                return
             if not self.lock.acquire(blocking=False):
                 return
             try:
@@ -67,6 +78,22 @@ class Owner:
                 self._parent.release(self._nothing, None)
             return
 
+    def _forget(self) -> None:
+        """In a forked process."""
+        self.pointer, self.closing = None, True
+        self.lock = threading.Lock()  # whoever held it is not here
+
     @staticmethod  # and no function of the module, which may be gone when the interpreter ends
     def _nothing(_: Any) -> None:
         pass
+
+
+_owners: "weakref.WeakSet[Owner]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for owner in _owners:
+        owner._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -2,6 +2,8 @@
 """The entrepot package: groups, dispatch, combine, events, lifetimes, errors."""
 
 import gc
+import os
+import time
 
 import numpy as np
 import pytest
@@ -237,6 +239,36 @@ def _lifetimes(group, world):
 
 def test_views_keep_the_window_alive(run):
     run(2, _lifetimes, World(2, 64, 256, 2, 4))
+
+
+def _forked(group, world):
+    """As the workers of a data loader: they inherit everything, use nothing, collect and end."""
+    rank = group.rank
+    buffer = entrepot.Buffer(group, num_threads=1)
+    got = buffer.dispatch(world.x[rank], world.idx[rank], num_experts=world.experts)
+    event = buffer.dispatch_async(world.x[rank], world.idx[rank], num_experts=world.experts)
+    child = os.fork()
+    if child == 0:
+        try:
+            with pytest.raises(ValueError, match="closed"):
+                buffer.dispatch(world.x[rank], world.idx[rank], num_experts=world.experts)
+            del got, event, buffer, group
+            gc.collect()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    deadline = time.monotonic() + 20
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended == (child, 0)
+    event.wait()
+    y = got.x.copy()
+    buffer.combine(y, got.handle)
+    group.barrier()
+
+
+def test_forked_processes_leave_the_ranks_alone(processes):
+    processes(2, _forked, World(2, 64, 256, 2, 4))
 
 
 def _errors(group, world):
