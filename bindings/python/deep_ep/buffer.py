@@ -7,6 +7,8 @@ import numpy as np
 
 import entrepot
 from entrepot import ArgumentError
+from entrepot._abi import Call
+from entrepot._refusal import refuse
 from entrepot._tensor import (
     CPU,
     CUDA,
@@ -23,6 +25,7 @@ from entrepot.sizes import layout_on_stream
 from .config import Config
 from .handle import Handle, core_of
 from .low_latency import LowLatencyBuffer
+from .refusal import collective
 from .streams import Streams, default_kind, sm_share
 from .utils.event import EventHandle, EventOverlap
 
@@ -93,6 +96,7 @@ class Buffer(LowLatencyBuffer):
         self._streams = Streams()
         self._sm_share: Dict[int, int] = {}
         self._destroyed = False
+        self._used: Tuple[Kind, Any] = (NUMPY, None)  # the device of the last call
         self._init_low_latency()
         self._buffer_of(default_kind())
 
@@ -105,7 +109,16 @@ class Buffer(LowLatencyBuffer):
                 raise RuntimeError("Buffer: it was destroyed")
             buffer = self._new_buffer(kind)
             self._buffers[where] = buffer
+        if buffer is not self._used[1]:
+            self._used = kind, buffer
         return buffer
+
+    def _refuse(self, call: Call, error: Exception) -> None:
+        """A call that the other ranks make failed here before it was made."""
+        kind, buffer = self._used
+        if call == Call.CALL_LL_DISPATCH:
+            self._refuse_ll_dispatch(kind)
+        refuse(buffer._owner, buffer._owner.calls, call, error)
 
     def _new_buffer(self, kind: Kind) -> entrepot.Buffer:
         if kind.device == CPU:
@@ -271,6 +284,7 @@ class Buffer(LowLatencyBuffer):
 
     # ------------------------------------------------------------- dispatch
 
+    @collective(Call.CALL_DISPATCH)
     def dispatch(
         self,
         x: Union[Tensor, Tuple[Tensor, Tensor]],
@@ -400,6 +414,7 @@ class Buffer(LowLatencyBuffer):
 
     # -------------------------------------------------------------- combine
 
+    @collective(Call.CALL_COMBINE)
     def combine(
         self,
         x: Tensor,

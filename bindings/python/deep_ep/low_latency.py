@@ -7,8 +7,11 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, 
 
 import entrepot
 from entrepot import ArgumentError, LlReceived
+from entrepot._abi import Call
+from entrepot._refusal import refuse
 from entrepot._tensor import kind_of
 
+from .refusal import collective
 from .shrink import is_loss, leave_out_lost
 from .streams import Streams
 from .utils.event import EventHandle, EventOverlap
@@ -82,6 +85,7 @@ class LowLatencyBuffer:
             if value < 1:
                 raise ArgumentError(f"clean_low_latency_buffer: {name} is {value}; it must be >= 1")
 
+    @collective(Call.CALL_LL_DISPATCH)
     def low_latency_dispatch(
         self,
         x: Tensor,
@@ -139,9 +143,11 @@ class LowLatencyBuffer:
         )
 
         def submit(completion: str) -> Any:
+            buffer = self._buffer_of(kind)
+            made = buffer._owner.calls
             self._make_room(shape, order)
             try:
-                call = self._buffer_of(kind)._ll_dispatch(
+                call = buffer._ll_dispatch(
                     x,
                     topk_idx,
                     completion,
@@ -155,8 +161,9 @@ class LowLatencyBuffer:
                     stream=order.stream,
                     kind=kind,
                 )
-            except entrepot.Error:
+            except Exception as error:
                 self._alive.append((None, []))  # it has used memory up like any other call
+                refuse(buffer._owner, made, Call.CALL_LL_DISPATCH, error)
                 raise
             result = call.outputs() if isinstance(call, entrepot.Event) else call
             self._alive.append((result, [call] if call is not result else []))
@@ -174,7 +181,7 @@ class LowLatencyBuffer:
 
         def again() -> None:
             """The same without the ranks that were lost, into the tensors given out before."""
-            fresh = self._survive(lambda: _complete(submit, order))
+            fresh = self._survive(lambda: _complete(submit, order), order)
             received.copy_from(fresh)
             handle.received = fresh
 
@@ -201,6 +208,16 @@ class LowLatencyBuffer:
             if received is not None:
                 received.retire()
 
+    def _refuse_ll_dispatch(self, kind: Any) -> None:
+        """Does with memory what the ranks do that make the call."""
+        if self._shape is not None:
+            try:
+                self._make_room(self._shape[0], self._streams.order(kind, None, False))
+            except entrepot.Error:
+                pass  # of an earlier call; this one has an error of its own
+        self._alive.append((None, []))
+
+    @collective(Call.CALL_LL_COMBINE)
     def low_latency_combine(
         self,
         x: Tensor,
@@ -262,7 +279,7 @@ class LowLatencyBuffer:
         target = call if event is None else event.outputs()
 
         def again() -> None:
-            self._survive(lambda: _complete(submit, order))
+            self._survive(lambda: _complete(submit, order), order)
 
         inputs = (x, topk_idx, topk_weights)
         overlap, hook = self._finishers(
@@ -283,9 +300,9 @@ class LowLatencyBuffer:
             return submit("now"), None
         deferred = hook or (async_finish and (not order.on_device or order.watched))
         if deferred:
-            call = self._survive(lambda: submit("hook"))
+            call = self._survive(lambda: submit("hook"), order)
             return call, call
-        return self._survive(lambda: _complete(submit, order)), None
+        return self._survive(lambda: _complete(submit, order), order), None
 
     def _finishers(
         self,
@@ -317,22 +334,25 @@ class LowLatencyBuffer:
             try:
                 pending.wait()
             except entrepot.Error as error:
-                if not (self.enable_shrink and is_loss(error)):
+                if not (self.enable_shrink and is_loss(error, order.on_device)):
                     raise
                 leave_out_lost(self._ranks)
                 again()
+            finally:
+                if pending in due:  # how it went has been said
+                    due.remove(pending)
 
         if return_recv_hook:
             return EventOverlap(None), receive
         return EventOverlap(EventHandle._of_wait(receive), (*inputs, *outputs)), None
 
-    def _survive(self, call: Callable[[], Any]) -> Any:
+    def _survive(self, call: Callable[[], Any], order: Any) -> Any:
         """Makes a call, with enable_shrink as often as it takes to leave out lost ranks."""
         for _ in range(self.group_size):
             try:
                 return call()
             except entrepot.Error as error:
-                if not (self.enable_shrink and is_loss(error)):
+                if not (self.enable_shrink and is_loss(error, order.on_device)):
                     raise
                 leave_out_lost(self._ranks)
         return call()

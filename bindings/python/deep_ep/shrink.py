@@ -11,14 +11,16 @@ _MISSING = ("no word from", "has ended")
 _ON_DEVICE = re.compile(r"rank \d+ gave up$|brought in step")
 
 
-def is_loss(error: entrepot.Error) -> bool:
+def is_loss(error: entrepot.Error, on_device: bool) -> bool:
     """Whether a call failed because a rank has ended or does not come."""
     if isinstance(error, (entrepot.WaitTimeoutError, entrepot.RankDeadError)):
         return True
     if not isinstance(error, entrepot.AbortedError):
         return False
     message = error.message
-    return any(words in message for words in _MISSING) or bool(_ON_DEVICE.search(message))
+    if any(words in message for words in _MISSING):
+        return True
+    return on_device and bool(_ON_DEVICE.search(message))
 
 
 def leave_out_lost(group: entrepot.Group) -> None:

@@ -89,6 +89,17 @@ class RowLayout(enum.IntEnum):
     ROWS_BY_EXPERT = 1
 
 
+class Call(enum.IntEnum):
+    """ep_call."""
+
+    CALL_DISPATCH = 0
+    CALL_COMBINE = 1
+    CALL_DISPATCH_BACKWARD = 2
+    CALL_COMBINE_BACKWARD = 3
+    CALL_LL_DISPATCH = 4
+    CALL_LL_COMBINE = 5
+
+
 class Completion(enum.IntEnum):
     """ep_completion."""
 
@@ -110,7 +121,18 @@ class CombineWire(enum.IntEnum):
     COMBINE_LOGFMT10 = 1
 
 
-ENUMS = (Status, DType, DeviceType, Wire, Scale, RowLayout, Completion, Overflow, CombineWire)
+ENUMS = (
+    Status,
+    DType,
+    DeviceType,
+    Wire,
+    Scale,
+    RowLayout,
+    Call,
+    Completion,
+    Overflow,
+    CombineWire,
+)
 
 #: One ep_tensor, packed in one call: assigning eleven ctypes fields costs ten times as much.
 TENSOR_PACK = struct.Struct("@Pii4q4qii")
@@ -487,6 +509,7 @@ FUNCTIONS: Dict[str, Tuple[Any, Tuple[Any, ...]]] = {
     "ep_buffer_free": (c_int, (c_void_p, c_void_p)),
     "ep_buffer_query": (c_int, (c_void_p, POINTER(BufferInfo))),
     "ep_buffer_wait_cost": (c_int, (c_void_p, c_void_p, c_int32)),
+    "ep_buffer_refuse": (c_int, (c_void_p, c_int, c_char_p)),
     "ep_buffer_wait_matrix": (c_int, (c_void_p, c_void_p, c_int32)),
     "ep_buffer_set_trace": (c_int, (c_void_p, TraceFn, c_void_p)),
     "ep_normal_size_query": (c_int, (POINTER(NormalShape), POINTER(NormalSize))),

@@ -8,10 +8,11 @@ from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple, T
 import numpy as np
 
 from . import _abi
-from ._abi import CombineArgs, CombineBackwardArgs, DispatchArgs, DispatchBackwardArgs
+from ._abi import Call, CombineArgs, CombineBackwardArgs, DispatchArgs, DispatchBackwardArgs
 from ._args import SCALES, choose, contiguous, expert_ranks, put_scales
 from ._lib import check, lib, raise_status
 from ._owner import Owner
+from ._refusal import collective
 from ._reuse import Reuse
 from ._tensor import (
     CPU,
@@ -120,6 +121,7 @@ class Buffer(LowLatency):
 
     # ------------------------------------------------------------- dispatch
 
+    @collective(Call.CALL_DISPATCH)
     def dispatch(self, x: Any, topk_idx: Any, topk_weights: Any = None, **options: Any) -> Received:
         """Sends each token's row to the ranks of its experts; receives this rank's rows.
 
@@ -144,6 +146,7 @@ class Buffer(LowLatency):
         """
         return self._dispatch(x, topk_idx, topk_weights, False, **options)
 
+    @collective(Call.CALL_DISPATCH)
     def dispatch_async(
         self, x: Any, topk_idx: Any, topk_weights: Any = None, **options: Any
     ) -> "Event[Received]":
@@ -206,6 +209,7 @@ class Buffer(LowLatency):
             num_sms,
         )
 
+    @collective(Call.CALL_DISPATCH)
     def dispatch_cached(self, x: Any, handle: Handle, **options: Any) -> Received:
         """dispatch() with the layout of an earlier one: only rows travel.
 
@@ -213,6 +217,7 @@ class Buffer(LowLatency):
         """
         return self._dispatch_cached(x, handle, False, **options)
 
+    @collective(Call.CALL_DISPATCH)
     def dispatch_cached_async(self, x: Any, handle: Handle, **options: Any) -> "Event[Received]":
         """dispatch_cached() that returns at once."""
         return self._dispatch_cached(x, handle, True, **options)
@@ -277,6 +282,7 @@ class Buffer(LowLatency):
         if background:
             return self._begin(function, (byref(args), byref(recv)), finish, keep)
         with owner.lock:  # also for what is made of it, before another thread closes the buffer
+            owner.calls += 1
             status = function(self.pointer, args, recv, None)
             if status:
                 raise_status(status)
@@ -312,6 +318,7 @@ class Buffer(LowLatency):
         with owner.lock:
             if owner.pointer is None or owner.closing:
                 raise ValueError("the buffer was closed")
+            owner.calls += 1
             status = function(owner.pointer, *arguments, None)
             if status:
                 raise_status(status)
@@ -332,6 +339,7 @@ class Buffer(LowLatency):
         """Begins a call and returns its event. `early`: the outputs are known before it is done."""
         owner, event = self._owner, c_void_p()
         with owner.lock:
+            owner.calls += 1
             status = function(self.pointer, *arguments, byref(event))
             if status:
                 raise_status(status)
@@ -343,6 +351,7 @@ class Buffer(LowLatency):
 
     # -------------------------------------------------------------- combine
 
+    @collective(Call.CALL_COMBINE)
     def combine(
         self, y: Any, handle: Handle, topk_weights: Any = None, **options: Any
     ) -> Tuple[Any, Any]:
@@ -362,6 +371,7 @@ class Buffer(LowLatency):
         """
         return self._combine(y, handle, topk_weights, False, **options)
 
+    @collective(Call.CALL_COMBINE)
     def combine_async(
         self, y: Any, handle: Handle, topk_weights: Any = None, **options: Any
     ) -> "Event[Tuple[Any, Any]]":
@@ -411,6 +421,7 @@ class Buffer(LowLatency):
 
     # ------------------------------------------------------------- backward
 
+    @collective(Call.CALL_DISPATCH_BACKWARD)
     def dispatch_backward(
         self, grad_recv_x: Any, handle: Handle, grad_recv_weights: Any = None
     ) -> Tuple[Any, Any]:
@@ -431,6 +442,7 @@ class Buffer(LowLatency):
         self._now(lib.ep_dispatch_backward, args)
         return grad_x, grad_weights
 
+    @collective(Call.CALL_COMBINE_BACKWARD)
     def combine_backward(
         self, grad_out: Any, handle: Handle, y: Any = None, topk_weights: Any = None
     ) -> Tuple[Any, Any]:

@@ -5,10 +5,11 @@ from ctypes import byref
 from typing import Any, Callable, List, Optional
 
 from . import _abi
-from ._abi import LlCombineArgs, LlDispatchArgs
+from ._abi import Call, LlCombineArgs, LlDispatchArgs
 from ._args import SCALES, choose, expert_ranks
 from ._lib import check, lib
 from ._owner import Owner
+from ._refusal import collective
 from ._tensor import BF16, CUDA, E4M3, Kind, empty_like, kind_of, put, view
 from .event import Event
 from .results import LlReceived
@@ -32,6 +33,7 @@ class LowLatency:
     def pointer(self) -> int:
         raise NotImplementedError  # Buffer has it
 
+    @collective(Call.CALL_LL_DISPATCH)
     def ll_dispatch(self, x: Any, topk_idx: Any, **options: Any) -> LlReceived:
         """Sends every (token, expert) pair as one row and receives this rank's.
 
@@ -55,10 +57,12 @@ class LowLatency:
         """
         return self._ll_dispatch(x, topk_idx, "now", **options)
 
+    @collective(Call.CALL_LL_DISPATCH)
     def ll_dispatch_async(self, x: Any, topk_idx: Any, **options: Any) -> "Event[LlReceived]":
         """ll_dispatch() that goes on in the background."""
         return self._ll_dispatch(x, topk_idx, "background", **options)
 
+    @collective(Call.CALL_LL_DISPATCH)
     def ll_dispatch_hook(self, x: Any, topk_idx: Any, **options: Any) -> "Event[LlReceived]":
         """ll_dispatch() that only sends: waiting for the event receives. Between the two no
         thread of the library runs."""
@@ -120,8 +124,12 @@ class LowLatency:
         if mode is None:
             return self._now(lib.ep_ll_dispatch, args, recv, finish=finish)
         early = completion == "hook" or kind.device == CUDA
-        return self._begin(lib.ep_ll_dispatch, (byref(args), byref(recv)), finish, keep, early)
+        event = self._begin(lib.ep_ll_dispatch, (byref(args), byref(recv)), finish, keep, early)
+        if early and not recv.handle:  # it failed while it sent, and has no outputs to give out
+            event.wait()
+        return event
 
+    @collective(Call.CALL_LL_COMBINE)
     def ll_combine(
         self, y: Any, topk_idx: Any, topk_weights: Any, received: LlReceived, **options: Any
     ) -> Any:
@@ -140,12 +148,14 @@ class LowLatency:
         """
         return self._ll_combine(y, topk_idx, topk_weights, received, "now", **options)
 
+    @collective(Call.CALL_LL_COMBINE)
     def ll_combine_async(
         self, y: Any, topk_idx: Any, topk_weights: Any, received: LlReceived, **options: Any
     ) -> "Event[Any]":
         """ll_combine() that goes on in the background."""
         return self._ll_combine(y, topk_idx, topk_weights, received, "background", **options)
 
+    @collective(Call.CALL_LL_COMBINE)
     def ll_combine_hook(
         self, y: Any, topk_idx: Any, topk_weights: Any, received: LlReceived, **options: Any
     ) -> "Event[Any]":

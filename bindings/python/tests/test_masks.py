@@ -26,11 +26,11 @@ EITHER = [
 ]
 
 
-def _layer(buffer, world, rank, hook, gone, arrays):
+def _layer(buffer, world, rank, hook, gone, arrays, most=16):
     """One decode layer; checks rows, counts and the sum."""
     x, idx, weights = (arrays.to(a[rank]) for a in (world.x, world.idx, world.weights))
     recv, count, handle, _, receive = buffer.low_latency_dispatch(
-        x, idx, 16, world.experts, use_fp8=False, return_recv_hook=hook
+        x, idx, most, world.experts, use_fp8=False, return_recv_hook=hook
     )
     if hook:
         receive()
@@ -85,6 +85,24 @@ def _shrink(group, world, hook, arrays):
 @pytest.mark.parametrize("hook", [False, True])
 def test_lost_ranks_are_left_out(processes, hook, arrays):
     answers = processes(3, _shrink, World(3, 10, 256, 2, 6), hook, arrays)
+    assert answers == ["stayed", "gone", "stayed"]
+
+
+def _lost_at_setup(group, world, hook, arrays):
+    """A rank is gone when memory for another shape is set up: then nothing is sent by halves."""
+    buffer = deep_ep.Buffer(group, low_latency_mode=True, enable_shrink=True)
+    _layer(buffer, world, group.rank, hook, [], arrays)
+    if group.rank == 1:
+        return "gone"
+    for _ in range(3):
+        _layer(buffer, world, group.rank, hook, [1], arrays, most=24)
+    assert _masked(buffer, group.size, arrays) == [1]
+    return "stayed"
+
+
+@pytest.mark.parametrize("hook", [False, True])
+def test_ranks_lost_while_memory_is_set_up(processes, hook):
+    answers = processes(3, _lost_at_setup, World(3, 10, 256, 2, 6), hook, NumpyArrays())
     assert answers == ["stayed", "gone", "stayed"]
 
 
