@@ -53,6 +53,41 @@ static ep_status combine(const struct cuda_rank *c, const ep_recv *recv, int32_t
     return ep_combine(c->buffer, &args, NULL);
 }
 
+static ep_status ll_dispatch(const struct cuda_rank *c, int32_t num_sms, ep_ll_recv *recv,
+                             ep_event **event)
+{
+    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    ep_ll_recv init = EP_LL_RECV_INIT;
+    *recv = init;
+    args.x = c->x;
+    args.topk_idx = c->ids;
+    args.max_tokens = TOKENS;
+    args.num_experts = c->num_ranks;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
+    return ep_ll_dispatch(c->buffer, &args, recv, event);
+}
+
+static ep_status ll_combine(const struct cuda_rank *c, const ep_ll_recv *recv, int32_t num_sms,
+                            ep_event **event)
+{
+    ep_ll_combine_args args = EP_LL_COMBINE_ARGS_INIT;
+    ep_tensor weights = rows_of(TOKENS, c->num_ranks, EP_F32);
+    args.handle = recv->handle;
+    args.topk_idx = c->ids;
+    args.topk_weights = weights;
+    args.out = c->x;
+    args.stream = test_device.stream;
+    args.num_sms = num_sms;
+    args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
+    ep_status status = ep_ll_combine_buffer(c->buffer, recv->handle, &args.y);
+    if (status == EP_OK)
+        status = ep_ll_combine(c->buffer, &args, event);
+    tensor_free(&weights);
+    return status;
+}
+
 /* ---------------------------------------------------------------- numbers of calls */
 
 /* A dispatch and its combine, of which all ranks say the same. */
@@ -164,39 +199,6 @@ static void calls_in_halves_count_once(void **state)
 
 /* ---------------------------------------------------------------- num_sms */
 
-static ep_status ll_dispatch(const struct cuda_rank *c, int32_t num_sms, ep_ll_recv *recv,
-                             ep_event **event)
-{
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
-    ep_ll_recv init = EP_LL_RECV_INIT;
-    *recv = init;
-    args.x = c->x;
-    args.topk_idx = c->ids;
-    args.max_tokens = TOKENS;
-    args.num_experts = c->num_ranks;
-    args.stream = test_device.stream;
-    args.num_sms = num_sms;
-    args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
-    return ep_ll_dispatch(c->buffer, &args, recv, event);
-}
-
-static ep_status ll_combine(const struct cuda_rank *c, const ep_ll_recv *recv, int32_t num_sms)
-{
-    ep_ll_combine_args args = EP_LL_COMBINE_ARGS_INIT;
-    ep_tensor weights = rows_of(TOKENS, c->num_ranks, EP_F32);
-    args.handle = recv->handle;
-    args.topk_idx = c->ids;
-    args.topk_weights = weights;
-    args.out = c->x;
-    args.stream = test_device.stream;
-    args.num_sms = num_sms;
-    ep_status status = ep_ll_combine_buffer(c->buffer, recv->handle, &args.y);
-    if (status == EP_OK)
-        status = ep_ll_combine(c->buffer, &args, NULL);
-    tensor_free(&weights);
-    return status;
-}
-
 static ep_status dispatch_with_sms(struct cuda_rank *c, int32_t num_sms)
 {
     ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
@@ -238,7 +240,7 @@ static int refuses_sms(struct cuda_rank *c, const ep_recv *recv, const ep_ll_rec
     TEST_CHECK(CUDA_SAYS("ep_dispatch_backward: ", value));
     TEST_CHECK(backward(c, recv, c->x, not_given, sms, &grad) == EP_ERR_ARGUMENT);
     TEST_CHECK(CUDA_SAYS("ep_combine_backward: ", value));
-    TEST_CHECK(ll_combine(c, ll, sms) == EP_ERR_ARGUMENT);
+    TEST_CHECK(ll_combine(c, ll, sms, NULL) == EP_ERR_ARGUMENT);
     TEST_CHECK(CUDA_SAYS("ep_ll_combine: ", value));
     TEST_CHECK(ll_dispatch(c, sms, &none, NULL) == EP_ERR_ARGUMENT);
     TEST_CHECK(CUDA_SAYS("ep_ll_dispatch: ", value));
@@ -262,7 +264,7 @@ static int sms_body(ep_group *group, void *arg)
     if (refuses_sms(&c, &recv, &ll, -1) || refuses_sms(&c, &recv, &ll, 133))
         return 1;
     TEST_OK(dispatch_with_sms(&c, 132)); /* the buffer stays usable */
-    TEST_OK(ll_combine(&c, &ll, 7));
+    TEST_OK(ll_combine(&c, &ll, 7, NULL));
     ep_ll_recv_release(&ll);
     cuda_drop(&recv);
     return close_rank(&c);
@@ -274,12 +276,74 @@ static void num_sms_is_checked(void **state)
     assert_int_equal(test_run_groups("shm", 2, sms_body, NULL), 0);
 }
 
+/* ---------------------------------------------------------------- hooks */
+
+static size_t used_bytes(const struct cuda_rank *c)
+{
+    ep_buffer_info info = {.size = sizeof info};
+    return ep_buffer_query(c->buffer, &info) == EP_OK ? info.used_bytes : SIZE_MAX;
+}
+
+/* The receiving half of the call to come can't be launched, as often as it is asked for. */
+static void script_hook(int times)
+{
+    fake_gpu_script((struct fake_outcome){0});
+    for (int i = 0; i < times; i++)
+        fake_gpu_script((struct fake_outcome){.launch_fails = true});
+}
+
+/* A dispatch or combine whose hook is asked for `times` times, the last time by the release. */
+static int lose_hook(struct cuda_rank *c, bool combines, int times)
+{
+    ep_ll_recv recv;
+    ep_event *event;
+    if (combines)
+        TEST_OK(ll_dispatch(c, 0, &recv, NULL));
+    script_hook(times);
+    TEST_OK(combines ? ll_combine(c, &recv, 0, &event) : ll_dispatch(c, 0, &recv, &event));
+    for (int i = 1; i < times; i++)
+        TEST_CHECK((i % 2 ? ep_event_wait(event) : ep_event_query(event)) == EP_ERR_DEVICE);
+    ep_event_release(event);
+    TEST_CHECK(fake_gpu_script_done());
+    if (!combines)
+        TEST_CHECK(ll_combine(c, &recv, 0, NULL) == EP_ERR_STATE); /* the dispatch failed */
+    ep_ll_recv_release(&recv);
+    return 0;
+}
+
+/* More often than calls can be in flight: nothing of them may be left. */
+static int hooks_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    size_t before = 0;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    for (int i = 0; i < 80; i++) {
+        if (lose_hook(&c, i % 2, 1 + i % 3))
+            return 1;
+        if (i == 1)
+            before = used_bytes(&c);
+    }
+    TEST_CHECK(used_bytes(&c) == before);
+    if (ranks_agree(&c))
+        return 1;
+    return close_rank(&c);
+}
+
+static void hooks_that_do_not_start(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, hooks_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refused_calls_count_once),
         cmocka_unit_test(calls_in_halves_count_once),
         cmocka_unit_test(num_sms_is_checked),
+        cmocka_unit_test(hooks_that_do_not_start),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

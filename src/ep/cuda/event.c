@@ -94,8 +94,11 @@ void epc_event_free(void *event)
         flight->has_event = false; /* it frees itself when it is done */
         return;
     }
-    if (!flight->finished)
-        epc_event_wait(event);
+    if (!flight->finished) {
+        ep_status status = epc_event_wait(event);
+        if (!flight->finished) /* its hook could not be launched */
+            epc_abandon(flight, status);
+    }
     epi_gpu_event_destroy(flight->done);
     free(flight);
 }

@@ -177,17 +177,27 @@ ep_status epc_await_end(epc_flight *flight)
                           flight->call, flight->serial);
 }
 
+void epc_abandon(epc_flight *flight, ep_status status)
+{
+    if (flight->unresolved)
+        epc_resolve(flight);
+    if (flight->finished)
+        return;
+    epi_gpu_event_wait(flight->done); /* what was launched of it: it may write to its memory */
+    free(flight->second);
+    flight->second = NULL;
+    unlink_flight(flight);
+    finish(flight, status);
+}
+
 /* The receiving half of a low-latency call will not be made. */
 static void give_up_second(epc_flight *flight)
 {
-    free(flight->second);
-    flight->second = NULL;
     flight->status = EP_ERR_ABORTED;
     snprintf(flight->message, sizeof flight->message,
              "%s (call %u): the ranks were brought in step before its rows were received",
              flight->call, flight->serial);
-    unlink_flight(flight);
-    finish(flight, EP_ERR_ABORTED);
+    epc_abandon(flight, EP_ERR_ABORTED);
 }
 
 ep_status epc_end_all(epc_buffer *b)

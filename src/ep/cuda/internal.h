@@ -223,6 +223,9 @@ ep_status epc_outcome(const epc_flight *flight);
 ep_status epc_end_flight(epc_flight *flight);
 /* The same for a call without an event, and frees it. */
 ep_status epc_end(epc_flight *flight);
+/* Ends a call of which something could not be launched, and never will be: it failed with `status`.
+ */
+void epc_abandon(epc_flight *flight, ep_status status);
 void epc_fill_comm(epc_buffer *b, epc_comm *comm);
 /* Whether what goes to other ranks leaves this rank's device, and no other rank works there. */
 static inline bool epc_over_links(const epc_buffer *b)
