@@ -337,6 +337,106 @@ static void hooks_that_do_not_start(void **state)
     assert_int_equal(test_run_groups("shm", 2, hooks_body, NULL), 0);
 }
 
+/* ---------------------------------------------------------------- kernels that die */
+
+/* Takes pieces of the window until it has none that a call could use. */
+static int fill_window(struct cuda_rank *c, void **memory, int most, int *count)
+{
+    ep_buffer_info before = {.size = sizeof before}, after = before;
+    TEST_OK(ep_buffer_query(c->buffer, &before));
+    for (*count = 0; *count < most && after.window_bytes <= before.window_bytes; ++*count) {
+        TEST_OK(ep_buffer_alloc(c->buffer, 65536, &memory[*count]));
+        TEST_OK(ep_buffer_query(c->buffer, &after));
+    }
+    TEST_CHECK(*count < most);
+    return 0;
+}
+
+/* A call that has no room waits for the one before to give some back; which died. */
+static int death_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv, again;
+    void *memory[512];
+    int count;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &recv, NULL));
+    fake_gpu_script((struct fake_outcome){.dies = true});
+    TEST_OK(combine(&c, &recv, 0));
+    if (fill_window(&c, memory, 512, &count))
+        return 1;
+    TEST_CHECK(cuda_dispatch(&c, 0, recv.handle, &again, NULL) == EP_ERR_CAPACITY);
+    while (count--)
+        TEST_OK(ep_buffer_free(c.buffer, memory[count]));
+    TEST_OK(cuda_dispatch(&c, 0, recv.handle, &again, NULL));
+    ep_recv_release(&again);
+    cuda_drop(&recv);
+    return close_rank(&c);
+}
+
+static void no_wait_for_the_dead(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, death_body, NULL), 0);
+}
+
+/* As many dead calls as can be in flight: the next one says so. */
+static int deaths_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &recv, NULL));
+    for (int i = 0; i < 64; i++) {
+        fake_gpu_script((struct fake_outcome){.dies = true});
+        TEST_OK(combine(&c, &recv, 0));
+        TEST_CHECK(fake_gpu_script_done());
+    }
+    TEST_CHECK(combine(&c, &recv, 0) == EP_ERR_DEVICE);
+    TEST_CHECK(CUDA_SAYS("ep_combine: the kernel of ep_combine (call 2)", "without a report"));
+    cuda_drop(&recv);
+    return close_rank(&c);
+}
+
+static void no_wait_for_a_place_of_the_dead(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, deaths_body, NULL), 0);
+}
+
+/* Hooks that nobody asked for hold as many: an error, and once they have run all is well. */
+static int pending_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv recv;
+    ep_event *event[64];
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    TEST_OK(ll_dispatch(&c, 0, &recv, NULL));
+    for (int i = 0; i < 64; i++)
+        TEST_OK(ll_combine(&c, &recv, 0, &event[i]));
+    TEST_CHECK(ll_combine(&c, &recv, 0, NULL) == EP_ERR_STATE);
+    TEST_CHECK(CUDA_SAYS("64 calls are in flight already, whose hooks have yet to run"));
+    for (int i = 0; i < 64; i++) {
+        TEST_OK(ep_event_wait(event[i]));
+        ep_event_release(event[i]);
+    }
+    TEST_OK(ll_combine(&c, &recv, 0, NULL));
+    ep_ll_recv_release(&recv);
+    return close_rank(&c);
+}
+
+static void no_wait_for_hooks(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, pending_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -344,6 +444,9 @@ int main(void)
         cmocka_unit_test(calls_in_halves_count_once),
         cmocka_unit_test(num_sms_is_checked),
         cmocka_unit_test(hooks_that_do_not_start),
+        cmocka_unit_test(no_wait_for_the_dead),
+        cmocka_unit_test(no_wait_for_a_place_of_the_dead),
+        cmocka_unit_test(no_wait_for_hooks),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -126,14 +126,21 @@ static void pause_a_little(int spins)
         sched_yield();
 }
 
+/* A kernel that died (a fault of the device) reports nothing: waits ask for it now and then. */
+static bool has_died(const epc_flight *flight, int spins)
+{
+    return spins % 65536 == 65535 && epi_gpu_event_query(flight->done) != EP_IN_PROGRESS &&
+           !epc_is_done(flight);
+}
+
 bool epc_await_oldest(epc_buffer *b)
 {
     epc_flight *oldest = b->flights;
     if (!oldest || oldest->unresolved || oldest->second)
         return false;
     for (int spins = 0; !epc_is_done(oldest); spins++) {
-        if (spins % 65536 == 65535 && epi_gpu_event_query(oldest->done) != EP_IN_PROGRESS)
-            break;
+        if (has_died(oldest, spins))
+            return false;
         pause_a_little(spins);
     }
     epc_collect(b);
@@ -160,9 +167,7 @@ bool epc_await_counts(epc_flight *flight)
             return true;
         if (epc_is_done(flight))
             return epc_counts_are_in(flight);
-        /* A kernel that died (a fault of the device) reports nothing. */
-        if (spins % 65536 == 65535 && epi_gpu_event_query(flight->done) != EP_IN_PROGRESS &&
-            !epc_is_done(flight))
+        if (has_died(flight, spins))
             return false;
         pause_a_little(spins);
     }
@@ -282,12 +287,38 @@ static ep_status order_streams(epc_buffer *b, void *stream, ep_event *previous, 
     return EP_OK;
 }
 
-static ep_status take_slot(epc_buffer *b, int *slot)
+/* The first that has nothing left to launch; NULL: there is none. */
+static const epc_flight *oldest_complete(const epc_buffer *b)
 {
-    for (int spins = 0; !b->free_slots; spins++) { /* all calls in flight: wait for one to end */
-        epc_collect(b);
+    const epc_flight *flight = b->flights;
+    while (flight && (flight->unresolved || flight->second))
+        flight = flight->next;
+    return flight;
+}
+
+/* All slots are taken: waits for a call to end. */
+static ep_status await_slot(epc_buffer *b, const char *call)
+{
+    epc_collect(b);
+    for (int spins = 0; !b->free_slots; spins++) {
+        const epc_flight *oldest = oldest_complete(b);
+        if (!oldest)
+            return epi_fail(EP_ERR_STATE,
+                            "%s: %d calls are in flight already, whose hooks have yet to run", call,
+                            EPC_MAX_FLIGHTS);
+        if (has_died(oldest, spins))
+            return epi_fail(EP_ERR_DEVICE,
+                            "%s: the kernel of %s (call %u) before it ended without a report", call,
+                            oldest->call, oldest->serial);
         pause_a_little(spins);
+        epc_collect(b);
     }
+    return EP_OK;
+}
+
+static ep_status take_slot(epc_buffer *b, const char *call, int *slot)
+{
+    EPI_TRY(await_slot(b, call));
     *slot = __builtin_ctzll(b->free_slots);
     b->free_slots &= ~(1ull << *slot);
     return EP_OK;
@@ -311,7 +342,7 @@ ep_status epc_begin(epc_buffer *b, const char *call, void *stream, ep_event *pre
     flight->slot = EPC_CAPTURED;
     ep_status status = epi_gpu_event_create(&flight->done);
     if (status == EP_OK && !capturing)
-        status = take_slot(b, &flight->slot);
+        status = take_slot(b, call, &flight->slot);
     if (status != EP_OK) {
         epi_gpu_event_destroy(flight->done);
         free(flight);

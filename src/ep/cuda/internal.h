@@ -207,7 +207,8 @@ void epc_cancel(epc_flight *flight);
 void epc_collect(epc_buffer *b);
 /* Waits for all that was launched; what a hook has yet to launch never will be. */
 ep_status epc_end_all(epc_buffer *b);
-/* Waits for the oldest call in flight, which may free memory; false: there is none to wait for. */
+/* Waits for the oldest call in flight, which may free memory; false: there is none to wait for, or
+   it died. */
 bool epc_await_oldest(epc_buffer *b);
 /* Window memory for a call that uses `handle` and can't wait for the window to grow: a block of the
    size there was room for, or what is there, or what earlier calls give back. NULL: there is none.
