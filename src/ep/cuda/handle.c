@@ -11,6 +11,7 @@ void epc_handle_drop(epc_handle *handle)
     epc_give(handle->owner, handle->block);
     epc_give(handle->owner, handle->sources);
     free(handle->host_tokens);
+    pthread_mutex_destroy(&handle->fetching);
     free(handle);
 }
 
@@ -40,6 +41,7 @@ ep_status epc_handle_new(epc_buffer *b, const ep_handle *public, bool weights, e
         free(handle);
         return status;
     }
+    pthread_mutex_init(&handle->fetching, NULL);
     uint8_t *next = handle->block->memory;
     handle->entries = carve(&next, links * sizeof(epc_entry));
     handle->rows_at = carve(&next, ranks * 4);
@@ -55,15 +57,22 @@ ep_status epc_handle_new(epc_buffer *b, const ep_handle *public, bool weights, e
 
 /* ------------------------------------------------------------- queries */
 
+/* An array of the public handle, which one that failed half way may have left. */
+static bool have(int32_t **array, size_t count)
+{
+    if (!*array)
+        *array = malloc(count * sizeof **array);
+    return *array != NULL;
+}
+
 static ep_status fetch_links(ep_handle *handle, const epc_handle *device)
 {
     size_t links = (size_t)handle->num_tokens * (size_t)handle->topk;
     epc_entry *entries = malloc((links + 1) * sizeof *entries);
-    handle->send_rank = malloc((links + 1) * sizeof(int32_t));
-    handle->send_row = malloc((links + 1) * sizeof(int32_t));
-    ep_status status = entries && handle->send_rank && handle->send_row
-                           ? epi_gpu_get(entries, device->entries, links * sizeof *entries)
-                           : epi_fail(EP_ERR_MEMORY, "ep_handle_query: out of memory");
+    ep_status status =
+        entries && have(&handle->send_rank, links + 1) && have(&handle->send_row, links + 1)
+            ? epi_gpu_get(entries, device->entries, links * sizeof *entries)
+            : epi_fail(EP_ERR_MEMORY, "ep_handle_query: out of memory");
     for (size_t i = 0; status == EP_OK && i < links; i++) {
         handle->send_rank[i] = entries[i] < 0 ? -1 : (int32_t)(entries[i] >> 32);
         handle->send_row[i] = entries[i] < 0 ? -1 : (int32_t)(uint32_t)entries[i];
@@ -75,8 +84,7 @@ static ep_status fetch_links(ep_handle *handle, const epc_handle *device)
 static ep_status fetch_sources(ep_handle *handle, const epc_handle *device)
 {
     size_t rows = (size_t)handle->rows;
-    handle->source_token = malloc((rows + 1) * sizeof(int32_t));
-    if (!handle->source_token)
+    if (!have(&handle->source_token, rows + 1))
         return epi_fail(EP_ERR_MEMORY, "ep_handle_query: out of memory");
     return device->sources ? epi_gpu_get(handle->source_token, device->sources->memory, rows * 4)
                            : EP_OK;
@@ -85,24 +93,21 @@ static ep_status fetch_sources(ep_handle *handle, const epc_handle *device)
 static ep_status fetch_matrix(ep_handle *handle, const epc_handle *device)
 {
     size_t ranks = (size_t)handle->num_ranks;
-    if (!handle->rows_between)
-        handle->rows_between = malloc(ranks * ranks * sizeof(int32_t));
-    if (!handle->rows_between)
+    if (!have(&handle->rows_between, ranks * ranks))
         return epi_fail(EP_ERR_MEMORY, "ep_handle_query: out of memory");
     EPI_TRY(epi_gpu_get(handle->rows_between, device->matrix, ranks * ranks * sizeof(int32_t)));
-    handle->num_rows = 0;
+    int64_t num_rows = 0;
     for (size_t s = 0; s < ranks; s++)
-        handle->num_rows += handle->rows_between[s * ranks + (size_t)handle->buffer->rank];
+        num_rows += handle->rows_between[s * ranks + (size_t)handle->buffer->rank];
+    if (handle->num_rows != num_rows) /* where it is known, calls may be reading it */
+        handle->num_rows = num_rows;
     return EP_OK;
 }
 
-ep_status epc_handle_fetch(ep_handle *handle)
+static ep_status fetch(ep_handle *handle, const epc_handle *device)
 {
-    epc_handle *device = handle->device;
     epc_buffer *b = device->owner;
     int before;
-    if (device->fetched)
-        return EP_OK;
     EPI_TRY(epi_gpu_enter(b->device, &before));
     ep_status status = b->has_last ? epi_gpu_event_wait(b->last_done) : EP_OK;
     if (status == EP_OK)
@@ -112,7 +117,23 @@ ep_status epc_handle_fetch(ep_handle *handle)
     if (status == EP_OK)
         status = fetch_sources(handle, device);
     epi_gpu_leave(before);
-    device->fetched = status == EP_OK;
+    return status;
+}
+
+/* From any thread. The lock is the handle's own: one that waits for the device must not hold up
+   another rank of this process, for which the device may be waiting. */
+ep_status epc_handle_fetch(ep_handle *handle)
+{
+    epc_handle *device = handle->device;
+    ep_status status = EP_OK;
+    if (device->fetched)
+        return EP_OK;
+    pthread_mutex_lock(&device->fetching);
+    if (!device->fetched) {
+        status = fetch(handle, device);
+        device->fetched = status == EP_OK;
+    }
+    pthread_mutex_unlock(&device->fetching);
     return status;
 }
 

@@ -95,9 +95,10 @@ typedef struct epc_handle {
     epc_block *sources; /* head of the region: source tokens */
     epc_entry *entries; /* [T, K] */
     int32_t *rows_at, *matrix, *source_offset, *expert_offset, *expert_tokens, *expert_filled;
-    float *weights;       /* [T, K], by expert; NULL: not given */
-    int32_t *host_tokens; /* [L] copy of expert_tokens; NULL: not known to the host */
-    bool fetched;
+    float *weights;           /* [T, K], by expert; NULL: not given */
+    int32_t *host_tokens;     /* [L] copy of expert_tokens; NULL: not known to the host */
+    pthread_mutex_t fetching; /* held while host arrays of the public handle are filled */
+    _Atomic bool fetched;     /* they are, for good */
     struct epc_ll_handle *ll; /* of a low-latency dispatch, which has nothing of the above */
 } epc_handle;
 
@@ -133,7 +134,7 @@ typedef struct epc_buffer {
     void *stream;      /* of our own, for calls that are refused */
     void *last_stream; /* of the last call, and an event behind it */
     void *last_done;
-    bool has_last;
+    _Atomic bool has_last; /* queries of handles look at it from other threads */
     epc_flight *flights;
     epc_flight *kept; /* captured: what they use stays as long as the buffer */
     ep_status failed; /* a call without an event failed; reported by the next one */

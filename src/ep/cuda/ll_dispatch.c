@@ -39,6 +39,7 @@ static ep_status new_ll_handle(epc_buffer *b, const ep_ll_dispatch_args *args, i
     atomic_init(&device->holders, 1);
     device->owner = b;
     device->ll = own;
+    pthread_mutex_init(&device->fetching, NULL);
     device->fetched = true;
     own->ll = ll;
     own->core = core;
