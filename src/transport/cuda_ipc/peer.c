@@ -4,12 +4,11 @@
 
 #include "base/error.h"
 #include "device/gpu.h"
+#include "transport/cuda_ipc/process.h"
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <string.h>
-#include <sys/random.h>
-#include <unistd.h>
 
 #define CHECK(call) epi_gpu_check((int)(call), #call)
 
@@ -35,19 +34,6 @@ static ep_status load_driver(void)
     return find("cuPointerGetAttribute", (void **)&driver.attribute);
 }
 
-/* Process numbers alone are no identity: ranks may live in different PID namespaces. */
-static uint64_t this_process(void)
-{
-    static uint64_t number;
-    static pid_t owner; /* a forked child draws its own */
-    if (owner != getpid()) {
-        owner = getpid();
-        if (getrandom(&number, sizeof number, 0) != sizeof number)
-            number = (uint64_t)owner;
-    }
-    return number;
-}
-
 ep_status epi_peer_identify(const void *memory, epi_peer_handle *handle)
 {
     CUdeviceptr base;
@@ -63,7 +49,7 @@ ep_status epi_peer_identify(const void *memory, epi_peer_handle *handle)
         return epi_fail(EP_ERR_UNSUPPORTED, "cuPointerGetAttribute: error %d for %p", (int)result,
                         memory);
     memset(handle, 0, sizeof *handle);
-    handle->process = this_process();
+    handle->process = epi_process_number();
     handle->base = (uint64_t)base;
     handle->size = size;
     handle->identity = identity;
@@ -89,7 +75,7 @@ ep_status epi_peer_export(const void *memory, epi_peer_handle *handle)
 
 static int same_process(const epi_peer_handle *handle)
 {
-    return handle->process == this_process();
+    return handle->process == epi_process_number();
 }
 
 /* Ranks as threads: the address is the same, the other device may need permission. */
