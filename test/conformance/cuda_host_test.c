@@ -188,22 +188,23 @@ static int failures_body(ep_group *group, void *arg)
     (void)arg;
     if (open_rank(group, &c))
         return 1;
-    fake_gpu_script((struct fake_outcome){.fail = EPC_FAIL_TIMEOUT, .late = 2});
-    TEST_CHECK(cuda_dispatch(&c, 0, NULL, &recv, NULL) == EP_ERR_TIMEOUT);
-    TEST_CHECK(CUDA_SAYS("ep_dispatch (call 1): no word from rank 1"));
-    fake_gpu_script((struct fake_outcome){.dies = true});
-    TEST_CHECK(cuda_dispatch(&c, 0, NULL, &recv, NULL) == EP_ERR_DEVICE);
-    TEST_CHECK(CUDA_SAYS("the kernel ended without a report"));
     fake_gpu_script((struct fake_outcome){.fail = EPC_FAIL_TIMEOUT, .late = 3});
     TEST_OK(cuda_dispatch(&c, TOKENS, NULL, &recv, &event)); /* all is known: its event tells */
     TEST_CHECK(ep_event_wait(event) == EP_ERR_TIMEOUT);
     TEST_CHECK(CUDA_SAYS("no word from ranks 0, 1"));
     ep_event_release(event);
     cuda_drop(&recv);
+    fake_gpu_script((struct fake_outcome){.fail = EPC_FAIL_TIMEOUT, .late = 2});
+    TEST_CHECK(cuda_dispatch(&c, 0, NULL, &recv, NULL) == EP_ERR_TIMEOUT);
+    TEST_CHECK(CUDA_SAYS("ep_dispatch (call 2): no word from rank 1"));
+    fake_gpu_script((struct fake_outcome){.dies = true});
+    TEST_CHECK(cuda_dispatch(&c, 0, NULL, &recv, NULL) == EP_ERR_DEVICE);
+    TEST_CHECK(CUDA_SAYS("the kernel ended without a report"));
     fake_gpu_script((struct fake_outcome){.launch_fails = true});
     TEST_CHECK(cuda_dispatch(&c, 0, NULL, &recv, NULL) == EP_ERR_DEVICE);
     TEST_CHECK(CUDA_SAYS("cudaLaunchKernel: error 700"));
     TEST_CHECK(fake_gpu_launch(FAKE_REFUSAL, 0)->combine.reject);
+    TEST_OK(ep_group_recover(group));
     if (make_calls(&c, 0))
         return 1;
     return close_rank(&c);

@@ -90,5 +90,7 @@ ep_status epc_align(epc_buffer *b)
     b->lost = 0;
     b->half_failed = EP_OK;
     EPI_TRY(epi_gpu_put(b->comm.state, &state, sizeof state));
-    return settle_flags(b, &c);
+    EPI_TRY(settle_flags(b, &c));
+    epc_settle(b, b->serial + 1, epc_other_ranks(b)); /* their kernels have ended */
+    return EP_OK;
 }

@@ -160,6 +160,7 @@ ep_status epc_combine_run(ep_buffer *buffer, const epc_combine_call_args *args, 
         epc_cancel(flight);
         return epc_reject(buffer, args->call, status);
     }
+    flight->normal = true;
     flight->first_half = args->first_half;
     flight->handle = args->handle;
     atomic_fetch_add(&flight->handle->holders, 1);

@@ -13,6 +13,14 @@ static int64_t known_rows(const epc_dispatch *d)
     return d->cached ? d->handle->rows : d->params.worst ? d->params.worst : -1;
 }
 
+/* Pieces of free memory beside the region, as the others are to see them. */
+static void list_pieces(const epc_buffer *b, int64_t *pieces, int n)
+{
+    epc_free_pieces(b, pieces, n);
+    for (int i = 0; i < n; i++)
+        pieces[i] -= pieces[i] % EPC_PIECE_UNIT;
+}
+
 /* Exactly what is needed where that is known, else the largest piece there is. */
 static ep_status offer_region(epc_dispatch *d)
 {
@@ -27,9 +35,7 @@ static ep_status offer_region(epc_dispatch *d)
     d->params.place = d->region ? d->region->segment : 0;
     d->params.offset = d->region ? d->region->memory - b->segments[d->region->segment].memory : 0;
     d->params.pieces[0] = d->region ? (int64_t)d->region->bytes : 0;
-    epc_free_pieces(b, &d->params.pieces[1], EPC_PIECES - 1);
-    for (int i = 1; i < EPC_PIECES; i++)
-        d->params.pieces[i] -= d->params.pieces[i] % EPC_PIECE_UNIT; /* what the others see */
+    list_pieces(b, &d->params.pieces[1], EPC_PIECES - 1);
     d->params.region = d->region ? d->region->memory : NULL;
     return EP_OK;
 }
@@ -40,6 +46,9 @@ static ep_status launch(epc_dispatch *d)
     d->params.serial = flight->serial;
     d->params.report = flight->report;
     d->params.timeout_ns = flight->owner->buffer->group->timeout_ms * 1000000;
+    flight->normal = true;
+    flight->written = d->params.region;
+    flight->written_bytes = (size_t)d->params.pieces[0];
     EPI_TRY(epi_gpu_check(epc_dispatch_launch(&d->params, d->blocks, d->shared, flight->stream),
                           "cudaLaunchKernel"));
     if (!d->params.verify)
@@ -91,11 +100,14 @@ static ep_status make_room(epc_dispatch *d)
     epc_flight *flight = d->flight;
     epc_buffer *b = flight->owner;
     EPI_TRY(epc_await_end(flight));
-    size_t bytes = missing_bytes(d, flight->report->rows);
-    d->params.spare = 0; /* what can be had is had: now only the region counts */
     epc_block *old = d->region;
     d->region = NULL;
     epc_give(b, old);
+    /* All ranks' counts are in. What an earlier call's failure kept back may be all that lacked. */
+    if (epc_settle(b, flight->serial, flight->ranks))
+        list_pieces(b, d->params.pieces, EPC_PIECES);
+    size_t bytes = missing_bytes(d, flight->report->rows);
+    d->params.spare = 0; /* what can be had is had: now only the region counts */
     EPI_TRY(epc_grow(b, flight->call, bytes));
     if (++b->serial == 0)
         ++b->serial;

@@ -86,6 +86,7 @@ static void divide_region(epc_dispatch *d, epc_handle *device, owner *own)
         own->block = d->region;
     } else {
         epc_trim(b, d->region, (size_t)at.end);
+        d->flight->written_bytes = d->region->bytes; /* where all rows are, and no more */
         own->block = epc_split(b, d->region, (size_t)at.x);
         device->sources = d->region;
     }

@@ -51,13 +51,50 @@ static ep_status tell_halves(const epc_flight *flight, ep_status status)
     return status;
 }
 
+/* Whether a rank that was not heard from can still come to write its rows: it does once it has the
+   headers and counts of all. Those of a rank that refuses never come. */
+static bool may_be_written(const epc_flight *flight)
+{
+    const epc_report *report = flight->report;
+    switch (report->fail) {
+    case EPC_FAIL_TIMEOUT:
+        return true;
+    case EPC_FAIL_ABORTED: /* of the reason's status: those that come before any row moves */
+        switch (report->detail[0] >> 8 & 0xff) {
+        case EP_ERR_ARGUMENT:
+        case EP_ERR_MEMORY:
+        case EP_ERR_STATE:
+        case EP_ERR_UNSUPPORTED:
+        case EP_ERR_MISMATCH:
+        case EP_ERR_CAPACITY:
+            return false;
+        default:
+            return true;
+        }
+    default: /* the verdict of all, or the rows have come */
+        return false;
+    }
+}
+
+/* Memory that peers write, at the end of a call; `ended` by the device, `status` in all. */
+static void hold_or_settle(const epc_flight *flight, ep_status ended, ep_status status)
+{
+    epc_buffer *b = flight->owner;
+    if (ended != EP_OK || may_be_written(flight))
+        epc_hold(b, flight->written, flight->written_bytes, flight->serial, flight->ranks);
+    else if (flight->normal && (status == EP_OK || flight->report->fail == EPC_FAIL_CAPACITY))
+        epc_settle(b, flight->serial, flight->ranks);
+}
+
 /* `status`: how the device ended it; when that failed, the report is an earlier call's. */
 static void finish(epc_flight *flight, ep_status status)
 {
     epc_buffer *b = flight->owner;
+    ep_status ended = status;
     if (status == EP_OK)
         status = epc_kernel_error(flight);
     status = tell_halves(flight, status);
+    hold_or_settle(flight, ended, status);
     flight->finished = true;
     if (status != EP_OK && flight->status == EP_OK) {
         flight->status = status;
@@ -255,6 +292,15 @@ uint32_t epc_mask_word(const epc_buffer *b)
     return (uint32_t)(masked ^ masked >> 32);
 }
 
+uint64_t epc_other_ranks(const epc_buffer *b)
+{
+    uint64_t others = 0;
+    for (int r = 0; r < b->num_ranks; r++)
+        if (r != b->rank && !b->buffer->group->masked[r])
+            others |= 1ull << r;
+    return others;
+}
+
 void epc_fill_comm(epc_buffer *b, epc_comm *comm)
 {
     *comm = b->comm;
@@ -339,6 +385,7 @@ ep_status epc_begin(epc_buffer *b, const char *call, void *stream, ep_event *pre
     flight->owner = b;
     flight->call = call;
     flight->stream = stream;
+    flight->ranks = epc_other_ranks(b);
     flight->slot = EPC_CAPTURED;
     ep_status status = epi_gpu_event_create(&flight->done);
     if (status == EP_OK && !capturing)

@@ -25,6 +25,9 @@ typedef struct epc_block {
     size_t bytes;
     int segment;
     bool used;
+    bool given;       /* back, but in use until the writers have left it */
+    uint64_t writers; /* ranks that may still write here, of call `failed` */
+    uint32_t failed;
     struct epc_block *next, *before;
 } epc_block;
 
@@ -55,6 +58,10 @@ typedef struct epc_flight {
     bool delivers;                /* low latency: a dispatch, whose result ends when it fails */
     bool first_half, second_half; /* of one call of the caller's, told by the second */
     bool followed;                /* a stream waits for it: nobody need wait for its event too */
+    bool normal;                  /* mode: success tells that every rank has left earlier calls */
+    uint64_t ranks;               /* the others that take part */
+    const uint8_t *written;       /* what they write */
+    size_t written_bytes;
     ep_status status;
     char message[EPI_ERROR_MAX];
     struct epc_flight *next;
@@ -122,6 +129,7 @@ typedef struct epc_buffer {
     bool exporting; /* peers may read the caller's allocations; else rows are always copied */
     epc_segment segments[2 * EPC_MAX_SEGMENTS]; /* shared ones, then those of this rank's own */
     int num_shared, num_own;
+    bool holding; /* some block has writers */
     size_t control_bytes, used, peak;
     uint8_t *places[EPC_MAX_PLACES * EPC_MAX_RANKS]; /* what the device's copy holds */
     uint8_t **places_device;
@@ -178,6 +186,12 @@ size_t epc_largest_piece(const epc_buffer *b);
 void epc_trim(epc_buffer *b, epc_block *block, size_t bytes);
 epc_block *epc_split(epc_buffer *b, epc_block *block, size_t bytes);
 void epc_give(epc_buffer *b, epc_block *block);
+/* Under the lock, for hold.c. */
+void epc_use(epc_buffer *b, epc_block *block);
+void epc_free(epc_buffer *b, epc_block *block);
+/* Leaves `bytes` in the block; what is behind becomes a block of its own. NULL: no memory, or
+   nothing is behind. */
+epc_block *epc_cut(epc_block *block, size_t bytes);
 epc_block *epc_find(epc_buffer *b, const void *memory);
 /* What the segments have in all; window_max_bytes bounds it. */
 size_t epc_window_bytes(const epc_buffer *b);
@@ -186,6 +200,13 @@ ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes);
 /* Place and offset of memory that peers reach; false: they do not. */
 bool epc_locate(epc_buffer *b, const void *memory, size_t bytes, int *place, int64_t *offset);
 ep_status epc_put_places(epc_buffer *b);
+
+/* hold.c */
+/* Peers of `ranks` may still write to the memory for `call`, which has failed: in use or given back
+   already, nobody gets it. */
+void epc_hold(epc_buffer *b, const uint8_t *memory, size_t bytes, uint32_t call, uint64_t ranks);
+/* `ranks` have come to `call`, and so left all before. Whether memory came free. */
+bool epc_settle(epc_buffer *b, uint32_t call, uint64_t ranks);
 
 /* exports.c: allocations of the caller's, mapped by peers when they come by */
 ep_status epc_exports_create(epc_buffer *b);
@@ -235,6 +256,8 @@ static inline bool epc_over_links(const epc_buffer *b)
     return b->sharing == 1 && b->num_ranks > 1;
 }
 uint32_t epc_mask_word(const epc_buffer *b);
+/* The other ranks that are not masked. */
+uint64_t epc_other_ranks(const epc_buffer *b);
 
 /* report.c: the error that a call's kernel reported */
 ep_status epc_kernel_error(const epc_flight *flight);

@@ -41,9 +41,7 @@ static void merge_with_next(epc_block *block)
     free(next);
 }
 
-/* Leaves `bytes` in the block; what is behind becomes a block of its own. NULL: no memory, or
-   nothing is behind. */
-static epc_block *cut(epc_block *block, size_t bytes)
+epc_block *epc_cut(epc_block *block, size_t bytes)
 {
     bytes = round_up(bytes ? bytes : 1, EPC_ALIGN);
     if (bytes >= block->bytes)
@@ -60,7 +58,7 @@ static epc_block *cut(epc_block *block, size_t bytes)
     return rest;
 }
 
-static void use(epc_buffer *b, epc_block *block)
+void epc_use(epc_buffer *b, epc_block *block)
 {
     block->used = true;
     b->used += block->bytes;
@@ -84,8 +82,8 @@ epc_block *epc_take_shared(epc_buffer *b, size_t bytes)
     pthread_mutex_lock(&b->buffer->pool_lock);
     epc_block *block = best_fit(b, bytes, 0, b->num_shared);
     if (block) {
-        cut(block, bytes);
-        use(b, block);
+        epc_cut(block, bytes);
+        epc_use(b, block);
     }
     pthread_mutex_unlock(&b->buffer->pool_lock);
     return block;
@@ -124,7 +122,7 @@ epc_block *epc_take_largest(epc_buffer *b)
             if (!block->used && (!best || block->bytes > best->bytes))
                 best = block;
     if (best)
-        use(b, best);
+        epc_use(b, best);
     pthread_mutex_unlock(&b->buffer->pool_lock);
     return best;
 }
@@ -133,7 +131,7 @@ void epc_trim(epc_buffer *b, epc_block *block, size_t bytes)
 {
     pthread_mutex_lock(&b->buffer->pool_lock);
     b->used -= block->bytes;
-    epc_block *rest = cut(block, bytes);
+    epc_block *rest = epc_cut(block, bytes);
     b->used += block->bytes;
     if (rest)
         merge_with_next(rest);
@@ -143,11 +141,20 @@ void epc_trim(epc_buffer *b, epc_block *block, size_t bytes)
 epc_block *epc_split(epc_buffer *b, epc_block *block, size_t bytes)
 {
     pthread_mutex_lock(&b->buffer->pool_lock);
-    epc_block *rest = cut(block, bytes);
+    epc_block *rest = epc_cut(block, bytes);
     if (rest)
         rest->used = true;
     pthread_mutex_unlock(&b->buffer->pool_lock);
     return rest;
+}
+
+void epc_free(epc_buffer *b, epc_block *block)
+{
+    block->used = block->given = false;
+    b->used -= block->bytes;
+    merge_with_next(block);
+    if (block->before)
+        merge_with_next(block->before);
 }
 
 void epc_give(epc_buffer *b, epc_block *block)
@@ -155,11 +162,10 @@ void epc_give(epc_buffer *b, epc_block *block)
     if (!block)
         return;
     pthread_mutex_lock(&b->buffer->pool_lock);
-    block->used = false;
-    b->used -= block->bytes;
-    merge_with_next(block);
-    if (block->before)
-        merge_with_next(block->before);
+    if (block->writers)
+        block->given = true; /* free once nobody writes there any more */
+    else
+        epc_free(b, block);
     pthread_mutex_unlock(&b->buffer->pool_lock);
 }
 
@@ -169,7 +175,7 @@ epc_block *epc_find(epc_buffer *b, const void *memory)
     pthread_mutex_lock(&b->buffer->pool_lock);
     for (int s = 0; s < 2 * EPC_MAX_SEGMENTS && !found; s++)
         for (epc_block *block = b->segments[s].blocks; block; block = block->next)
-            if (block->used && block->memory == memory)
+            if (block->used && !block->given && block->memory == memory)
                 found = block;
     pthread_mutex_unlock(&b->buffer->pool_lock);
     return found;
@@ -259,11 +265,11 @@ static ep_status take(epc_buffer *b, size_t bytes, size_t most, epc_block **out)
             piece = best_fit(b, bytes, EPC_MAX_SEGMENTS, 2 * EPC_MAX_SEGMENTS);
     }
     if (piece && piece->bytes > bytes) { /* NULL: no memory for the block, so all of it is taken */
-        epc_block *end = cut(piece, piece->bytes - bytes);
+        epc_block *end = epc_cut(piece, piece->bytes - bytes);
         piece = end ? end : piece;
     }
     if (piece)
-        use(b, piece);
+        epc_use(b, piece);
     pthread_mutex_unlock(&b->buffer->pool_lock);
     *out = piece;
     return status;
@@ -423,7 +429,7 @@ static void lay_out_control(epc_buffer *b)
     b->comm.state = (epc_state *)carve(&next, sizeof(epc_state));
     b->places_device = (uint8_t **)carve(&next, sizeof b->places);
     b->control_bytes = (size_t)(next - segment->memory);
-    cut(segment->blocks, b->control_bytes);
+    epc_cut(segment->blocks, b->control_bytes);
     segment->blocks->used = true;
 }
 
