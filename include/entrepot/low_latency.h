@@ -124,6 +124,13 @@ typedef struct ep_ll_recv {
  * weights; in verify mode it is EP_ERR_CORRUPT.
  * The first call with a shape (M, H, E, K, S, wire, scale) sets memory up and
  * so waits for every rank; later ones only for the rows.
+ * On CUDA that memory is given back when a call has another shape or set of
+ * masked ranks, and in ep_group_recover(), unless a graph has captured a call
+ * that uses it: then it stays taken until the buffer is destroyed. Such a graph
+ * can be replayed between calls of other shapes as before, by every rank at the
+ * same place in the order of calls. It goes on with the masks of its capture: a
+ * rank lost since then is waited for until the timeout, and the graph is best
+ * captured anew.
  * Errors as ep_dispatch.
  */
 EP_API ep_status ep_ll_dispatch(ep_buffer *buffer, const ep_ll_dispatch_args *args,

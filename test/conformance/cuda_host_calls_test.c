@@ -53,8 +53,8 @@ static ep_status combine(const struct cuda_rank *c, const ep_recv *recv, int32_t
     return ep_combine(c->buffer, &args, NULL);
 }
 
-static ep_status ll_dispatch(const struct cuda_rank *c, int32_t num_sms, ep_ll_recv *recv,
-                             ep_event **event)
+static ep_status ll_dispatch_on(const struct cuda_rank *c, ep_dtype wire, int32_t num_sms,
+                                ep_ll_recv *recv, ep_event **event)
 {
     ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
     ep_ll_recv init = EP_LL_RECV_INIT;
@@ -63,10 +63,17 @@ static ep_status ll_dispatch(const struct cuda_rank *c, int32_t num_sms, ep_ll_r
     args.topk_idx = c->ids;
     args.max_tokens = TOKENS;
     args.num_experts = c->num_ranks;
+    args.wire = wire;
     args.stream = test_device.stream;
     args.num_sms = num_sms;
     args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
     return ep_ll_dispatch(c->buffer, &args, recv, event);
+}
+
+static ep_status ll_dispatch(const struct cuda_rank *c, int32_t num_sms, ep_ll_recv *recv,
+                             ep_event **event)
+{
+    return ll_dispatch_on(c, EP_BF16, num_sms, recv, event);
 }
 
 static ep_status ll_combine(const struct cuda_rank *c, const ep_ll_recv *recv, int32_t num_sms,
@@ -437,6 +444,121 @@ static void no_wait_for_hooks(void **state)
     assert_int_equal(test_run_groups("shm", 2, pending_body, NULL), 0);
 }
 
+/* ---------------------------------------------------------------- graphs of low latency */
+
+static bool overlap(const void *a, int64_t a_bytes, const void *b, int64_t b_bytes)
+{
+    const uint8_t *at = a, *other = b;
+    return at < other + b_bytes && other < at + a_bytes;
+}
+
+/* Whether memory has nothing of what the low-latency kernel was told of this rank. */
+static bool apart(const struct cuda_rank *c, const epc_ll_params *p, const void *at, int64_t bytes)
+{
+    int64_t rows = (int64_t)p->num_local * p->expert_rows * p->row_bytes;
+    return !overlap(p->area_of[c->rank], p->area.bytes, at, bytes) &&
+           !overlap(p->recv_x, rows, at, bytes);
+}
+
+/* A call of each mode; none gets memory of the graph's kernel. */
+static int calls_stay_apart(struct cuda_rank *c, const epc_ll_params *graph, ep_dtype wire)
+{
+    ep_ll_recv ll;
+    ep_recv recv;
+    TEST_OK(ll_dispatch_on(c, wire, 0, &ll, NULL));
+    const epc_ll_params *p = &fake_gpu_launch(FAKE_LL, 0)->ll;
+    TEST_CHECK(apart(c, graph, p->area_of[c->rank], p->area.bytes));
+    TEST_CHECK(apart(c, graph, p->recv_x, p->num_local * p->expert_rows * p->row_bytes));
+    TEST_OK(ll_combine(c, &ll, 0, NULL));
+    ep_ll_recv_release(&ll);
+    TEST_OK(cuda_dispatch(c, 0, NULL, &recv, NULL));
+    const epc_dispatch_params *d = &fake_gpu_launch(FAKE_DISPATCH, 0)->dispatch;
+    TEST_CHECK(apart(c, graph, d->region, d->pieces[0]));
+    cuda_drop(&recv);
+    return 0;
+}
+
+/* A dispatch and its combine, captured; what the kernels were told. */
+static int capture(struct cuda_rank *c, epc_ll_params *told)
+{
+    ep_ll_recv ll;
+    void *graph;
+    TEST_OK(ep_graph_begin(EP_DEVICE_CUDA, test_device.index, test_device.stream));
+    TEST_OK(ll_dispatch(c, 0, &ll, NULL));
+    *told = fake_gpu_launch(FAKE_LL, 0)->ll;
+    TEST_CHECK(told->serial == 0);
+    TEST_OK(ll_combine(c, &ll, 0, NULL));
+    TEST_CHECK(fake_gpu_launch(FAKE_LL, 0)->ll.serial == 0);
+    TEST_OK(ep_graph_end(EP_DEVICE_CUDA, test_device.index, test_device.stream, &graph));
+    TEST_OK(ep_graph_destroy(EP_DEVICE_CUDA, test_device.index, graph));
+    ep_ll_recv_release(&ll);
+    return 0;
+}
+
+static int graph_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv ll;
+    epc_ll_params graph;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    TEST_OK(ll_dispatch(&c, 0, &ll, NULL)); /* sets memory up, which a graph can't */
+    ep_ll_recv_release(&ll);
+    if (capture(&c, &graph))
+        return 1;
+    for (int round = 0; round < 3; round++) {
+        if (calls_stay_apart(&c, &graph, EP_E4M3))
+            return 1;
+        if (round == 1)
+            TEST_OK(ep_group_recover(group));
+        if (calls_stay_apart(&c, &graph, EP_BF16))
+            return 1;
+    }
+    return close_rank(&c);
+}
+
+static void graphs_keep_their_memory(void **state)
+{
+    (void)state;
+    for (int ranks = 1; ranks <= 3; ranks++)
+        assert_int_equal(test_run_groups("shm", ranks, graph_body, NULL), 0);
+}
+
+/* Recovery right behind a graph; and without a graph all memory comes back. */
+static int shapes_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv ll;
+    epc_ll_params graph, none;
+    size_t before = 0;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    memset(&none, 0, sizeof none);
+    for (int round = 0; round < 4; round++) {
+        if (calls_stay_apart(&c, &none, round % 2 ? EP_E4M3 : EP_BF16))
+            return 1;
+        if (round == 1)
+            before = used_bytes(&c);
+    }
+    TEST_CHECK(used_bytes(&c) == before);
+    TEST_OK(ll_dispatch(&c, 0, &ll, NULL));
+    ep_ll_recv_release(&ll);
+    if (capture(&c, &graph))
+        return 1;
+    TEST_OK(ep_group_recover(group));
+    if (calls_stay_apart(&c, &graph, EP_BF16))
+        return 1;
+    return close_rank(&c);
+}
+
+static void shapes_without_graphs_give_back(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, shapes_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -447,6 +569,8 @@ int main(void)
         cmocka_unit_test(no_wait_for_the_dead),
         cmocka_unit_test(no_wait_for_a_place_of_the_dead),
         cmocka_unit_test(no_wait_for_hooks),
+        cmocka_unit_test(graphs_keep_their_memory),
+        cmocka_unit_test(shapes_without_graphs_give_back),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

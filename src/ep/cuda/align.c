@@ -74,7 +74,7 @@ ep_status epc_align(epc_buffer *b)
 {
     epc_state state;
     EPI_TRY(epc_end_all(b));
-    epc_ll_destroy(b);
+    epc_ll_drop(b);
     EPI_TRY(epi_gpu_get(&state, b->comm.state, sizeof state));
     counts c = counts_of(b, &state);
     EPI_TRY(find_furthest(b, &c));

@@ -156,7 +156,8 @@ typedef struct epc_buffer {
     int64_t flip_at, flip_row; /* verify mode, by EP_CUDA_FAULT: call, 0 none, and row */
     struct epc_exports *exports;
     struct epc_reasons *reasons;
-    struct epc_ll *ll;
+    struct epc_ll *ll;      /* of the last shape of low-latency calls */
+    struct epc_ll *ll_kept; /* of earlier ones, for graphs that captured calls */
 } epc_buffer;
 
 static inline epc_buffer *epc_of(const ep_buffer *buffer)
@@ -338,6 +339,8 @@ ep_status epc_ll_combine_buffer_call(ep_buffer *buffer, ep_handle *handle, ep_te
 void epc_ll_recv_retire(void *owner);
 void epc_ll_recv_release(void *owner);
 void epc_ll_handle_free(ep_handle *handle);
+/* The memory of a shape is no longer called for: gives it back, but for what graphs use. */
+void epc_ll_drop(epc_buffer *b);
 void epc_ll_destroy(epc_buffer *b);
 /* Until no peer reads this rank's window any more for a low-latency call; at most the timeout. */
 void epc_ll_await_readers(epc_buffer *b);

@@ -35,6 +35,8 @@ typedef struct epc_ll {
     int64_t offset[EPC_MAX_RANKS]; /* of slot 0's; slot 1 follows */
     epc_ll_slot slot[2];
     uint64_t calls;
+    bool captured; /* by a graph, which may use it at any time */
+    struct epc_ll *next;
 } epc_ll;
 
 /* A result: what combine needs of it. */

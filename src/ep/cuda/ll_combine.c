@@ -130,8 +130,10 @@ ep_status epc_ll_combine_call(ep_buffer *buffer, const ep_ll_combine_args *args,
         status = epi_fail(EP_ERR_STATE, "ep_ll_combine: the dispatch of this result failed");
     if (status == EP_OK)
         status = epc_choose_blocks(b, flight->call, args->num_sms, &blocks);
-    if (status == EP_OK)
+    if (status == EP_OK) {
+        own->ll->captured |= flight->slot == EPC_CAPTURED;
         status = combine_with(b, flight, own, args, blocks, hook);
+    }
     if (status != EP_OK) {
         epc_cancel(flight);
         return epc_reject(buffer, "ep_ll_combine", status);

@@ -192,8 +192,10 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
     }
     if (status == EP_OK)
         status = new_ll_handle(b, args, slot, &handle);
-    if (status == EP_OK)
+    if (status == EP_OK) {
+        b->ll->captured |= flight->slot == EPC_CAPTURED;
         status = dispatch_with(b, flight, args, slot, handle, blocks, hook);
+    }
     if (status != EP_OK) {
         if (handle)
             epc_core.handle_release(handle);

@@ -63,23 +63,42 @@ void epc_ll_retire(struct epc_ll_handle *own)
     own->core->retired = true;
 }
 
-static void free_ll(epc_buffer *b, epc_ll *ll)
+static void retire_results(epc_ll *ll)
 {
-    if (!ll)
-        return;
     for (int i = 0; i < 2; i++)
         if (ll->slot[i].result)
             epc_ll_retire(ll->slot[i].result);
+}
+
+static void free_ll(epc_buffer *b, epc_ll *ll)
+{
+    retire_results(ll);
     epc_give(b, ll->areas);
     for (int i = 0; i < 2; i++)
         epc_give(b, ll->slot[i].own);
     free(ll);
 }
 
+void epc_ll_drop(epc_buffer *b)
+{
+    epc_ll *ll = b->ll;
+    b->ll = NULL;
+    if (ll && ll->captured) { /* the graph's kernels know the addresses */
+        retire_results(ll);
+        ll->next = b->ll_kept;
+        b->ll_kept = ll;
+    } else if (ll)
+        free_ll(b, ll);
+}
+
 void epc_ll_destroy(epc_buffer *b)
 {
-    free_ll(b, b->ll);
-    b->ll = NULL;
+    epc_ll_drop(b);
+    for (epc_ll *ll = b->ll_kept, *next; ll; ll = next) {
+        next = ll->next;
+        free_ll(b, ll);
+    }
+    b->ll_kept = NULL;
 }
 
 /* What ranks show each other while a shape is set up. */
@@ -219,7 +238,7 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
                                       "alive; release it with ep_ll_recv_release first");
     if (ll && b->has_last)
         EPI_TRY(epi_gpu_event_wait(b->last_done));
-    epc_ll_destroy(b);
+    epc_ll_drop(b);
     return set_up(b, shape, table);
 }
 
@@ -240,7 +259,8 @@ static bool reached(uint32_t have, uint32_t want)
     return (int32_t)(have - want) >= 0;
 }
 
-/* Whether the rank of these flags has done with all that this rank let it read. */
+/* Whether the rank of these flags has done with all that this rank let it read from memory of a
+   shape. */
 static bool has_read(const epc_ll *ll, const epc_state *state, const uint32_t *flags)
 {
     bool done = true;
@@ -254,6 +274,15 @@ static bool has_read(const epc_ll *ll, const epc_state *state, const uint32_t *f
     return done;
 }
 
+/* From that of every shape: the last call may have been a graph's. */
+static bool has_read_all(const epc_buffer *b, const epc_state *state, const uint32_t *flags)
+{
+    bool done = !b->ll || has_read(b->ll, state, flags);
+    for (const epc_ll *ll = b->ll_kept; ll; ll = ll->next)
+        done &= has_read(ll, state, flags);
+    return done;
+}
+
 static bool all_have_read(const epc_buffer *b, const epc_state *state, uint32_t *flags)
 {
     size_t bytes = (size_t)b->num_ranks * EPC_NUM_FLAGS * sizeof *flags;
@@ -261,7 +290,7 @@ static bool all_have_read(const epc_buffer *b, const epc_state *state, uint32_t 
         return true; /* a device that fails is not waited for */
     for (int r = 0; r < b->num_ranks; r++)
         if (r != b->rank && !b->buffer->group->masked[r] && !(b->lost >> r & 1) &&
-            !has_read(b->ll, state, flags + r * EPC_NUM_FLAGS))
+            !has_read_all(b, state, flags + r * EPC_NUM_FLAGS))
             return false;
     return true;
 }
@@ -270,7 +299,7 @@ void epc_ll_await_readers(epc_buffer *b)
 {
     static const struct timespec nap = {0, 1000000};
     epc_state state;
-    if (!b->ll || epi_gpu_get(&state, b->comm.state, sizeof state) != EP_OK)
+    if ((!b->ll && !b->ll_kept) || epi_gpu_get(&state, b->comm.state, sizeof state) != EP_OK)
         return;
     uint32_t *flags = malloc((size_t)b->num_ranks * EPC_NUM_FLAGS * sizeof *flags);
     for (int64_t ms = 0; flags && ms < b->buffer->group->timeout_ms; ms++) {
