@@ -1,5 +1,14 @@
 # SPDX-License-Identifier: MIT
-# Flags that every target of ours gets.
+# Options that have few values, and flags that every target of ours gets.
+foreach(choice EP_CUDA EP_MPI)
+  if(NOT "${${choice}}" MATCHES "^(AUTO|ON|OFF)$")
+    message(FATAL_ERROR "${choice} is '${${choice}}'; it can be AUTO, ON or OFF")
+  endif()
+  if(${choice} STREQUAL "ON" AND NOT EP_SANITIZE STREQUAL "")
+    message(FATAL_ERROR "${choice} is ON and EP_SANITIZE is '${EP_SANITIZE}'; with sanitizers it can be AUTO or OFF, and is left out")
+  endif()
+endforeach()
+
 find_package(Threads REQUIRED)
 include(CheckCCompilerFlag)
 

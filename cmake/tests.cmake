@@ -108,6 +108,8 @@ if(EP_SANITIZE STREQUAL "")
   add_test(NAME check_style COMMAND ${PROJECT_SOURCE_DIR}/tools/check_style.sh)
   set_tests_properties(check_includes check_includes_self_test check_headers check_symbols
     check_style    PROPERTIES LABELS source)
+  add_test(NAME configure_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/configure_test.sh ${PROJECT_SOURCE_DIR})
+  set_tests_properties(configure_test PROPERTIES LABELS cli)
   if(EP_BUILD_APPS)
     add_test(NAME install_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/install_test.sh
       ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
