@@ -34,7 +34,7 @@ static void *open_file(const char *path)
         return library;
     const char *why = dlerror(); /* may name a library that this one needs, and not this one */
     bool named = strstr(why, path) != NULL;
-    snprintf(reason, sizeof reason, "%s%s%s", named ? "" : path, named ? "" : ": ", why);
+    snprintf(reason, sizeof reason, "%.300s%s%s", named ? "" : path, named ? "" : ": ", why);
     was_there = strchr(path, '/') && access(path, F_OK) == 0;
     return library;
 }
