@@ -283,6 +283,46 @@ static void num_sms_is_checked(void **state)
     assert_int_equal(test_run_groups("shm", 2, sms_body, NULL), 0);
 }
 
+/* ---------------------------------------------------------------- numbers too large for kernels */
+
+/* Of more (token, place) pairs than an int32 counts. Nothing is read: so much memory is not there.
+ */
+static int pairs_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv recv = EP_LL_RECV_INIT;
+    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    const int64_t tokens = (int64_t)1 << 20, topk = 2048;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    ep_buffer_destroy(c.buffer);
+    ep_buffer_config config = EP_BUFFER_CONFIG_INIT;
+    config.max_experts = (int32_t)topk;
+    config.device = EP_DEVICE_CUDA;
+    config.device_index = test_device.index;
+    TEST_OK(ep_buffer_create(group, &config, &c.buffer));
+    args.x = c.x;
+    args.topk_idx = c.ids;
+    args.x.shape[0] = args.topk_idx.shape[0] = args.max_tokens = tokens;
+    args.topk_idx.shape[1] = args.topk_idx.stride[0] = args.num_experts = topk;
+    args.max_expert_rows = 1;
+    args.overflow = EP_OVERFLOW_DROP;
+    args.stream = test_device.stream;
+    TEST_CHECK(ep_ll_dispatch(c.buffer, &args, &recv, NULL) == EP_ERR_UNSUPPORTED);
+    TEST_CHECK(CUDA_SAYS("ep_ll_dispatch: topk_idx is [1048576, 2048]; on CUDA it must have fewer "
+                         "than 2147483648 elements"));
+    TEST_OK(ll_dispatch(&c, 0, &recv, NULL));
+    ep_ll_recv_release(&recv);
+    return close_rank(&c);
+}
+
+static void low_latency_pairs_are_bounded(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, pairs_body, NULL), 0);
+}
+
 /* ---------------------------------------------------------------- hooks */
 
 static size_t used_bytes(const struct cuda_rank *c)
@@ -565,6 +605,7 @@ int main(void)
         cmocka_unit_test(refused_calls_count_once),
         cmocka_unit_test(calls_in_halves_count_once),
         cmocka_unit_test(num_sms_is_checked),
+        cmocka_unit_test(low_latency_pairs_are_bounded),
         cmocka_unit_test(hooks_that_do_not_start),
         cmocka_unit_test(no_wait_for_the_dead),
         cmocka_unit_test(no_wait_for_a_place_of_the_dead),

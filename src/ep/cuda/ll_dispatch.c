@@ -143,6 +143,24 @@ static ep_status dispatch_with(epc_buffer *b, epc_flight *flight, const ep_ll_di
                               (epc_ll_kernel){EPC_LL_RECEIVE, blocks, room.receive}, hook);
 }
 
+/* Kernels number (token, place) pairs, and rows, in int32. */
+static ep_status check_numbers(const char *call, const ep_ll_dispatch_args *args,
+                               const epc_ll_shape *shape, const epc_table *table)
+{
+    int64_t tokens = args->x.shape[0], topk = args->topk_idx.shape[1];
+    if (tokens * topk > INT32_MAX)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: topk_idx is [%lld, %lld]; on CUDA it must have fewer than 2147483648 "
+                        "elements",
+                        call, (long long)tokens, (long long)topk);
+    if (shape->expert_rows * table->num_local > INT32_MAX)
+        return epi_fail(EP_ERR_UNSUPPORTED,
+                        "%s: max_expert_rows is %lld for %d experts; on CUDA their product must be "
+                        "below 2147483648",
+                        call, (long long)shape->expert_rows, table->num_local);
+    return EP_OK;
+}
+
 static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
                                   const ep_ll_dispatch_args *args, int *blocks)
 {
@@ -162,11 +180,7 @@ static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
     shape.scale = args->wire == EP_E4M3 ? args->scale : 0;
     shape.overflow = args->overflow;
     shape.masked = epc_mask_word(b);
-    if (shape.expert_rows * table->num_local > INT32_MAX)
-        return epi_fail(EP_ERR_UNSUPPORTED,
-                        "%s: max_expert_rows is %lld for %d experts; on CUDA their product must be "
-                        "below 2147483648",
-                        flight->call, (long long)shape.expert_rows, table->num_local);
+    EPI_TRY(check_numbers(flight->call, args, &shape, table));
     return epc_ll_prepare_memory(b, &shape, table, flight->serial == 0);
 }
 
