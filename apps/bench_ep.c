@@ -20,6 +20,32 @@ const char *const bench_phase_names[BENCH_NUM_PHASES] = {
     "combine ordinary", "dispatch send",     "dispatch receive", "combine send",
     "combine receive",  "notify round trip", "dispatch given",   "round in a graph"};
 
+/* Marks between calls on a GPU are of a fixed number. */
+#define GPU_MAX_CALLS ((GPU_MAX_MARKS - 1) / 3)
+
+static int too_many_calls(const options_spec *spec, const char *name, int64_t value)
+{
+    char text[32], expected[48];
+    snprintf(text, sizeof text, "%lld", (long long)value);
+    snprintf(expected, sizeof expected, "at most %d with --backend cuda", GPU_MAX_CALLS);
+    return options_bad_value(spec, name, text, expected);
+}
+
+/* Options that only one backend has, or bounds. */
+static int check_backend(const options_spec *spec, const bench_options *o)
+{
+    bool cuda = o->backend == BENCH_BACKEND_CUDA;
+    if (o->mps && !cuda)
+        return options_misuse(spec, "--mps is given without --backend cuda");
+    if (o->sms && !cuda)
+        return options_misuse(spec, "--sms is given without --backend cuda");
+    if (cuda && o->iters > GPU_MAX_CALLS)
+        return too_many_calls(spec, "iters", o->iters);
+    if (cuda && o->warmup > GPU_MAX_CALLS)
+        return too_many_calls(spec, "warmup", o->warmup);
+    return EXIT_OK;
+}
+
 static int parse(int argc, char **argv, bench_options *o)
 {
     const option table[] = {
@@ -71,12 +97,10 @@ static int parse(int argc, char **argv, bench_options *o)
     char text[32];
     if (options_parse(&spec, argc, argv, &code) < 0)
         return code == EXIT_OK ? -1 : code;
-    if (o->mps && o->backend != BENCH_BACKEND_CUDA)
-        return options_misuse(&spec, "--mps is given without --backend cuda");
-    if (o->backend == BENCH_BACKEND_CUDA && 3 * o->iters >= GPU_MAX_MARKS) {
-        snprintf(text, sizeof text, "%lld", (long long)o->iters);
-        return options_bad_value(&spec, "iters", text, "at most 1364 with --backend cuda");
-    }
+    if ((code = check_backend(&spec, o)) != EXIT_OK)
+        return code;
+    if (o->plan_layer && !o->plan_path)
+        return options_misuse(&spec, "--plan-layer is given without --plan");
     snprintf(text, sizeof text, "%lld", (long long)o->hidden);
     if (o->hidden % 8)
         return options_bad_value(&spec, "hidden", text, "a multiple of 8");

@@ -78,6 +78,16 @@ static const struct {
     {"entrepot bench ep --iters 0",
      "entrepot bench ep: --iters is '0'; it can be an integer in 1..1000000 (see entrepot bench ep "
      "--help)\n"},
+    {"entrepot bench ep --sms 4",
+     "entrepot bench ep: --sms is given without --backend cuda (see entrepot bench ep --help)\n"},
+    {"entrepot bench ep --plan-layer 1",
+     "entrepot bench ep: --plan-layer is given without --plan (see entrepot bench ep --help)\n"},
+    {"entrepot bench ep --backend cuda --iters 1366",
+     "entrepot bench ep: --iters is '1366'; it can be at most 1365 with --backend cuda (see "
+     "entrepot bench ep --help)\n"},
+    {"entrepot bench ep --backend cuda --warmup 1366",
+     "entrepot bench ep: --warmup is '1366'; it can be at most 1365 with --backend cuda (see "
+     "entrepot bench ep --help)\n"},
     {"entrepot bench ep --threads 257",
      "entrepot bench ep: --threads is '257'; it can be an integer in 0..256 (see entrepot bench ep "
      "--help)\n"},
