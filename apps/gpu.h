@@ -57,7 +57,8 @@ ep_status gpu_copy_limit(gpu *g, rank_self *self, copy_round *rounds, void *a, v
 /*
  * A control daemon of NVIDIA MPS with folders of its own, so that kernels of
  * several processes run at once. Starting sets the environment by which
- * processes forked later find it. Ended by mps_stop, or when this process ends.
+ * processes forked later find it. Ended by mps_stop, or when this process ends,
+ * also when it is killed.
  */
 bool mps_start(const char *command); /* false after a message */
 void mps_stop(void);

@@ -111,6 +111,9 @@ if(EP_SANITIZE STREQUAL "")
   add_test(NAME configure_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/configure_test.sh ${PROJECT_SOURCE_DIR})
   set_tests_properties(configure_test PROPERTIES LABELS cli)
   if(EP_BUILD_APPS)
+    add_test(NAME mps_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/mps_test.sh $<TARGET_FILE:entrepot_command>
+      $<TARGET_FILE:fake_gpu>)
+    set_tests_properties(mps_test PROPERTIES LABELS cli)
     add_test(NAME install_test COMMAND ${PROJECT_SOURCE_DIR}/test/cli/install_test.sh
       ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR})
     set_tests_properties(install_test PROPERTIES LABELS cli TIMEOUT 300)
