@@ -39,6 +39,8 @@ static int check_backend(const options_spec *spec, const bench_options *o)
         return options_misuse(spec, "--mps is given without --backend cuda");
     if (o->sms && !cuda)
         return options_misuse(spec, "--sms is given without --backend cuda");
+    if (o->threads && cuda)
+        return options_misuse(spec, "--threads is given with --backend cuda, which uses none");
     if (cuda && o->iters > GPU_MAX_CALLS)
         return too_many_calls(spec, "iters", o->iters);
     if (cuda && o->warmup > GPU_MAX_CALLS)
@@ -64,7 +66,7 @@ static int parse(int argc, char **argv, bench_options *o)
         OPTION_INTEGER("seed", "S", &o->seed, 0, INT64_MAX, "of rows and routing, default 1"),
         OPTION_CHOICE("ranks-as", "KIND", &o->ranks_as, bench_ranks_as, "what a rank is"),
         OPTION_INTEGER("threads", "N", &o->threads, 0, 256,
-                       "threads a rank may use beside its own, default 0"),
+                       "threads a rank may use beside its own with --backend cpu, default 0"),
         OPTION_INTEGER("sms", "N", &o->sms, 0, 1024,
                        "multiprocessors a rank may use with --backend cuda, 0: the default"),
         OPTION_SWITCH("mps", &o->mps,

@@ -80,6 +80,9 @@ static const struct {
      "--help)\n"},
     {"entrepot bench ep --sms 4",
      "entrepot bench ep: --sms is given without --backend cuda (see entrepot bench ep --help)\n"},
+    {"entrepot bench ep --backend cuda --threads 2",
+     "entrepot bench ep: --threads is given with --backend cuda, which uses none (see entrepot "
+     "bench ep --help)\n"},
     {"entrepot bench ep --plan-layer 1",
      "entrepot bench ep: --plan-layer is given without --plan (see entrepot bench ep --help)\n"},
     {"entrepot bench ep --backend cuda --iters 1366",
