@@ -7,6 +7,8 @@
 #include "support/fake_gpu.h"
 #include "support/test.h"
 
+#include "entrepot/low_latency.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -273,12 +275,65 @@ static void holding_ends(void **state)
     test_shared_free(stay, sizeof *stay);
 }
 
+/* ---------------------------------------------------------------- low latency */
+
+static ep_status ll_dispatch(const struct cuda_rank *c, ep_dtype wire, ep_ll_recv *recv)
+{
+    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    *recv = (ep_ll_recv)EP_LL_RECV_INIT;
+    args.x = c->x;
+    args.topk_idx = c->ids;
+    args.max_tokens = TOKENS;
+    args.num_experts = c->num_ranks;
+    args.wire = wire;
+    args.stream = test_device.stream;
+    return ep_ll_dispatch(c->buffer, &args, recv, NULL);
+}
+
+/* Areas of a shape make way for those of another, once all ranks have come to that. */
+static int shapes_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv recv;
+    size_t before = 0;
+    (void)arg;
+    if (open_rank(group, &c) || dispatch_well(&c, 0))
+        return 1;
+    for (int call = 0; call < 12; call++) {
+        TEST_OK(ll_dispatch(&c, call % 2 ? EP_E4M3 : EP_BF16, &recv));
+        ep_ll_recv_release(&recv);
+        if (call == 1)
+            before = fake_gpu()->allocated_bytes;
+    }
+    TEST_CHECK(fake_gpu()->allocated_bytes == before);
+    const epc_ll_params *p = &fake_gpu_launch(FAKE_LL, 0)->ll;
+    struct range areas = {p->area_of[c.rank] - p->slot * p->area.bytes, (size_t)p->area.bytes * 2};
+    TEST_OK(ep_group_barrier(group));
+    if (c.rank == 0) { /* rank 1 is late: it may not have left the last call */
+        TEST_OK(ep_group_set_timeout_ms(group, 200));
+        TEST_CHECK(ll_dispatch(&c, EP_BF16, &recv) == EP_ERR_TIMEOUT);
+        TEST_CHECK(!is_given_out(&c, areas));
+        TEST_OK(ep_group_set_timeout_ms(group, 20000));
+    }
+    TEST_OK(ep_group_recover(group));
+    TEST_CHECK(is_given_out(&c, areas));
+    cuda_close(&c);
+    return 0;
+}
+
+static void areas_are_held(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, shapes_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(next_call_begins_without),
         cmocka_unit_test(results_are_held),
         cmocka_unit_test(holding_ends),
+        cmocka_unit_test(areas_are_held),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

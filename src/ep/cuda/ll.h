@@ -31,6 +31,7 @@ typedef struct epc_ll {
     int64_t row_bytes;
     epc_ll_area area;
     epc_block *areas; /* of both slots, one behind the other */
+    uint64_t writers; /* ranks that may know of them */
     uint32_t place[EPC_MAX_RANKS];
     int64_t offset[EPC_MAX_RANKS]; /* of slot 0's; slot 1 follows */
     epc_ll_slot slot[2];

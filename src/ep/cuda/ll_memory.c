@@ -73,6 +73,9 @@ static void retire_results(epc_ll *ll)
 static void free_ll(epc_buffer *b, epc_ll *ll)
 {
     retire_results(ll);
+    /* Words of ranks that are still about a call of before. */
+    if (ll->areas)
+        epc_hold(b, ll->areas->memory, ll->areas->bytes, b->serial, ll->writers);
     epc_give(b, ll->areas);
     for (int i = 0; i < 2; i++)
         epc_give(b, ll->slot[i].own);
@@ -168,10 +171,13 @@ static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *a
     ll->areas = mine == EP_OK ? epc_take_shared(b, bytes) : NULL;
     own.lacks = ll->areas == NULL;
     EPI_TRY(exchange(b, &own, all));
+    epc_settle(b, b->serial + 1, epc_other_ranks(b)); /* all have waited for their kernels */
     bool any = false;
     for (int r = 0; r < b->num_ranks; r++)
         any |= !b->buffer->group->masked[r] && all[r].lacks;
     if (any) {
+        if (!ll->areas)
+            ll->areas = epc_take_shared(b, bytes); /* where those of before were */
         EPI_TRY(epc_grow(b, "ep_ll_dispatch", ll->areas ? 0 : bytes));
         if (!ll->areas)
             ll->areas = epc_take_shared(b, bytes);
@@ -186,6 +192,7 @@ static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *a
     /* Words of an earlier use must not pass for ones to come. */
     if (own.status == EP_OK)
         own.status = epi_gpu_zero(ll->areas->memory, bytes);
+    ll->writers = own.status == EP_OK ? epc_other_ranks(b) : 0;
     EPI_TRY(exchange(b, &own, all));
     for (int r = 0; r < b->num_ranks; r++) {
         ll->place[r] = all[r].place;
@@ -236,7 +243,7 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
         return epi_fail(EP_ERR_STATE, "ep_ll_dispatch: the shape (or the set of masked ranks) "
                                       "differs from that of a result still "
                                       "alive; release it with ep_ll_recv_release first");
-    if (ll && b->has_last)
+    if (b->has_last) /* this rank writes to no peer any more */
         EPI_TRY(epi_gpu_event_wait(b->last_done));
     epc_ll_drop(b);
     return set_up(b, shape, table);

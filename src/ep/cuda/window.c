@@ -342,10 +342,10 @@ static ep_status map_all(epc_buffer *b, const char *call, int index, offer *own,
 }
 
 /* Collective: shares segment `index`, which may not exist here (bytes 0), on all ranks or on none.
- *any: some rank has one. */
+ *any: some rank has one. Past the last index there is none. */
 static ep_status share(epc_buffer *b, const char *call, int index, ep_status mine, bool *any)
 {
-    size_t bytes = mine == EP_OK ? b->segments[index].bytes : 0;
+    size_t bytes = mine == EP_OK && index < EPC_MAX_SEGMENTS ? b->segments[index].bytes : 0;
     offer own = {.status = mine, .bytes = (int64_t)bytes},
           *all = calloc((size_t)b->num_ranks, sizeof *all);
     if (!all)
@@ -368,6 +368,11 @@ static ep_status add_room(epc_buffer *b, size_t bytes, int index)
     size_t total = epc_window_bytes(b), most = b->buffer->config.window_max_bytes;
     if (bytes == 0)
         return EP_OK;
+    if (index == EPC_MAX_SEGMENTS)
+        return epi_fail(
+            EP_ERR_CAPACITY,
+            "the window has grown %d times already; create the buffer with a larger window_bytes",
+            EPC_MAX_SEGMENTS - 1);
     if (total > most || bytes > most - total)
         return epi_fail(EP_ERR_CAPACITY,
                         "%zu bytes are needed beside the %zu there are; window_max_bytes is %zu",
@@ -380,15 +385,10 @@ ep_status epc_grow(epc_buffer *b, const char *call, size_t bytes)
 {
     int index = b->num_shared;
     bool any;
-    if (index == EPC_MAX_SEGMENTS)
-        return epi_fail(
-            EP_ERR_CAPACITY,
-            "%s: the window has grown %d times already; create the buffer with a larger "
-            "window_bytes",
-            call, EPC_MAX_SEGMENTS - 1);
     ep_status status = share(b, call, index, add_room(b, bytes, index), &any);
     if (status != EP_OK) { /* what no peer reaches is not room */
-        drop_segment(b, index);
+        if (index < EPC_MAX_SEGMENTS)
+            drop_segment(b, index);
         return status;
     }
     if (!any)
