@@ -155,7 +155,8 @@ class Buffer(LowLatencyBuffer):
             buffer.close()
         self._buffers.clear()
         self._destroyed = True
-        self._ranks.close()
+        if self._ranks is not self.group:  # the caller's own
+            self._ranks.close()
 
     # ------------------------------------------------------------- settings
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The low-latency calls of the buffer."""
 
+import threading
 import weakref
 from collections import deque
 from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, Union
@@ -66,6 +67,7 @@ class LowLatencyBuffer:
         # receiving is still due.
         self._alive: Deque[Tuple[Optional[LlReceived], List[entrepot.Event]]] = deque()
         self._shape: Any = None
+        self._ll_lock = threading.Lock()  # results make room for each other
         self._local: Dict[Any, Any] = {}
 
     def _drop_low_latency(self) -> None:
@@ -142,35 +144,32 @@ class LowLatencyBuffer:
             use_ue8m0,
         )
 
+        due: List[entrepot.Event] = []
+
+        def make(completion: str) -> Any:
+            return self._buffer_of(kind)._ll_dispatch(
+                x,
+                topk_idx,
+                completion,
+                max_tokens=num_max_dispatch_tokens_per_rank,
+                num_experts=num_experts,
+                wire="fp8" if use_fp8 else "bf16",
+                scale="ue8m0" if use_ue8m0 else "pow2" if round_scale else "f32",
+                scales_by_column=True,
+                expert_tokens=cumulative_local_expert_recv_stats,
+                wait_cost=dispatch_wait_recv_cost_stats,
+                stream=order.stream,
+                kind=kind,
+            )
+
         def submit(completion: str) -> Any:
-            buffer = self._buffer_of(kind)
-            made = buffer._owner.calls
-            self._make_room(shape, order)
-            try:
-                call = buffer._ll_dispatch(
-                    x,
-                    topk_idx,
-                    completion,
-                    max_tokens=num_max_dispatch_tokens_per_rank,
-                    num_experts=num_experts,
-                    wire="fp8" if use_fp8 else "bf16",
-                    scale="ue8m0" if use_ue8m0 else "pow2" if round_scale else "f32",
-                    scales_by_column=True,
-                    expert_tokens=cumulative_local_expert_recv_stats,
-                    wait_cost=dispatch_wait_recv_cost_stats,
-                    stream=order.stream,
-                    kind=kind,
-                )
-            except Exception as error:
-                self._alive.append((None, []))  # it has used memory up like any other call
-                refuse(buffer._owner, made, Call.CALL_LL_DISPATCH, error)
-                raise
-            result = call.outputs() if isinstance(call, entrepot.Event) else call
-            self._alive.append((result, [call] if call is not result else []))
+            nonlocal due
+            with self._ll_lock:
+                self._make_room(shape, order)
+                call, due = self._dispatch_into_room(lambda: make(completion), kind)
             return call
 
         call, event = self._submit(submit, order, async_finish, return_recv_hook)
-        due = self._alive[-1][1]
         received: LlReceived = call if event is None else event.outputs()
         handle = LowLatencyHandle(
             received,
@@ -208,14 +207,32 @@ class LowLatencyBuffer:
             if received is not None:
                 received.retire()
 
+    def _dispatch_into_room(self, make: Callable[[], Any], kind: Any) -> Tuple[Any, List]:
+        """The call, and the list of what is due of its result. One that fails uses memory up like
+        any other."""
+        owner = self._buffer_of(kind)._owner
+        made = owner.calls
+        try:
+            call = make()
+            result = call.outputs() if isinstance(call, entrepot.Event) else call
+        except BaseException as error:
+            self._alive.append((None, []))
+            if isinstance(error, Exception):
+                refuse(owner, made, Call.CALL_LL_DISPATCH, error)
+            raise
+        due = [call] if call is not result else []
+        self._alive.append((result, due))
+        return call, due
+
     def _refuse_ll_dispatch(self, kind: Any) -> None:
         """Does with memory what the ranks do that make the call."""
-        if self._shape is not None:
-            try:
-                self._make_room(self._shape[0], self._streams.order(kind, None, False))
-            except entrepot.Error:
-                pass  # of an earlier call; this one has an error of its own
-        self._alive.append((None, []))
+        with self._ll_lock:
+            if self._shape is not None:
+                try:
+                    self._make_room(self._shape[0], self._streams.order(kind, None, False))
+                except entrepot.Error:
+                    pass  # of an earlier call; this one has an error of its own
+            self._alive.append((None, []))
 
     @collective(Call.CALL_LL_COMBINE)
     def low_latency_combine(
@@ -268,11 +285,12 @@ class LowLatencyBuffer:
                 stream=order.stream,
                 kind=kind,
             )
-            for alive, events in self._alive:
-                if alive is received:
-                    due = events
-                    if isinstance(call, entrepot.Event):
-                        due.append(call)
+            with self._ll_lock:
+                for alive, events in self._alive:
+                    if alive is received:
+                        due = events
+                        if isinstance(call, entrepot.Event):
+                            due.append(call)
             return call
 
         call, event = self._submit(submit, order, async_finish, return_recv_hook)

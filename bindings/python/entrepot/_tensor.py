@@ -306,6 +306,13 @@ def put(args: Any, field: Any, obj: Any, keep: List[Any]) -> Tuple[int, ...]:
     return shape
 
 
+def put_output(args: Any, field: Any, obj: Any, keep: List[Any], name: str) -> None:
+    """put() of a tensor that the call writes."""
+    if isinstance(obj, np.ndarray) and not obj.flags.writeable:
+        raise ValueError(f"{name} is read-only: the call writes it")
+    put(args, field, obj, keep)
+
+
 def fill(target: Any, offset: int, view: Described, dtype: Optional[int] = None) -> None:
     """Writes a described tensor as the ep_tensor at `offset` of a structure."""
     n = len(view.shape)

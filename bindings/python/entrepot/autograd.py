@@ -25,6 +25,7 @@ class Dispatched(NamedTuple):
 class DifferentiableHandle(NamedTuple):
     core: Handle
     anchor: torch.Tensor  #: empty; ties the backward of dispatch to that of combine
+    topk_weights: Optional[torch.Tensor] = None  #: of the dispatch
 
 
 def dispatch(
@@ -43,7 +44,7 @@ def dispatch(
         idx,
         weights,
         received.tokens_per_expert,
-        DifferentiableHandle(received.handle, anchor),
+        DifferentiableHandle(received.handle, anchor, topk_weights),
     )
 
 
@@ -54,7 +55,9 @@ def combine(
     topk_weights: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
     """Buffer.combine with gradients to y and, with rows by expert, to the [T, K] topk_weights
-    that it applies."""
+    that it applies, which are those of the dispatch where none are given."""
+    if topk_weights is None and handle.core.by_expert:
+        topk_weights = handle.topk_weights
     return _Combine.apply(y, topk_weights, handle.anchor, buffer, handle.core)
 
 

@@ -29,12 +29,13 @@ from ._tensor import (
     fill,
     kind_of,
     put,
+    put_output,
     view,
 )
 from .event import Event
 from .group import Group
 from .low_latency import LowLatency
-from .results import Handle, Made, Received
+from .results import Handle, Made, Received, _Region, _release_recv
 
 T = TypeVar("T")
 
@@ -276,8 +277,11 @@ class Buffer(LowLatency):
         owner = self._owner
         given_up = self._reuse.give_up if kind.device == CUDA and kind.torch else None
 
+        # Owns what the call fills, also where Ctrl-C ends it.
+        region = _Region(owner, recv, _release_recv, given_up)
+
         def finish() -> Received:
-            return Received(owner, recv, kind, handle, made, given_up)
+            return Received(region, kind, handle, made)
 
         if background:
             return self._begin(function, (byref(args), byref(recv)), finish, keep)
@@ -286,7 +290,7 @@ class Buffer(LowLatency):
             status = function(self.pointer, args, recv, None)
             if status:
                 raise_status(status)
-            received = Received(owner, recv, kind, handle, made, given_up)
+            received = Received(region, kind, handle, made)
         if owner.left:
             owner.tidy()
         return received
@@ -315,6 +319,8 @@ class Buffer(LowLatency):
         """Makes a call that is done, or in its stream, when it returns. `finish` makes its
         result, before another thread can close the buffer."""
         owner, result = self._owner, None
+        if owner.left:
+            owner.tidy()
         with owner.lock:
             if owner.pointer is None or owner.closing:
                 raise ValueError("the buffer was closed")
@@ -338,13 +344,15 @@ class Buffer(LowLatency):
     ) -> "Event[T]":
         """Begins a call and returns its event. `early`: the outputs are known before it is done."""
         owner, event = self._owner, c_void_p()
+        result: "Event[T]" = Event(owner, finish, (keep, arguments), early)
         with owner.lock:
             owner.calls += 1
-            status = function(self.pointer, *arguments, byref(event))
+            try:
+                status = function(self.pointer, *arguments, byref(event))
+            finally:  # also where Ctrl-C ends the call
+                result._begun(event.value)
             if status:
                 raise_status(status)
-            assert event.value is not None
-            result = Event(owner, event.value, finish, (keep, arguments), early)
         if owner.left:
             owner.tidy()
         return result
@@ -403,7 +411,7 @@ class Buffer(LowLatency):
             keep.append(b)
         if out is None:
             out = empty_like(y, (handle.num_tokens, *rows[1:]), args.y.dtype, kind)
-        put(args, CombineArgs.out, out, keep)
+        put_output(args, CombineArgs.out, out, keep, "out")
         out_weights = None
         if topk_weights is not None:
             weights = put(args, CombineArgs.topk_weights, topk_weights, keep)

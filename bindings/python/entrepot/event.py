@@ -30,17 +30,22 @@ class Event(Generic[T]):
     )
 
     def __init__(
-        self, owner: Owner, pointer: int, finish: Callable[[], T], keep: Any, early: bool = False
+        self, owner: Owner, finish: Callable[[], T], keep: Any, early: bool = False
     ):
         self._owner = owner
-        owner.adopt()
-        self._pointer: Optional[int] = pointer
+        self._pointer: Optional[int] = None
         self._finish: Optional[Callable[[], T]] = finish
         self._keep = keep
         self._early = early
         self._followed = False
         self._result: Optional[T] = None
         self._done = False
+
+    def _begun(self, pointer: Optional[int]) -> None:
+        """The call's ep_event; None: it failed before there was one."""
+        if pointer:
+            self._owner.adopt()
+            self._pointer = pointer
 
     @property
     def pointer(self) -> Optional[int]:

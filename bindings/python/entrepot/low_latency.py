@@ -10,7 +10,7 @@ from ._args import SCALES, choose, expert_ranks
 from ._lib import check, lib
 from ._owner import Owner
 from ._refusal import collective
-from ._tensor import BF16, CUDA, E4M3, Kind, empty_like, kind_of, put, view
+from ._tensor import BF16, CUDA, E4M3, Kind, empty_like, kind_of, put, put_output, view
 from .event import Event
 from .results import LlReceived
 
@@ -107,19 +107,19 @@ class LowLatency:
         if scales_by_column:
             args.scales_by_column = 1
         if expert_tokens is not None:
-            put(args, LlDispatchArgs.expert_tokens, expert_tokens, keep)
+            put_output(args, LlDispatchArgs.expert_tokens, expert_tokens, keep, "expert_tokens")
         if wait_cost is not None:
-            put(args, LlDispatchArgs.wait_cost, wait_cost, keep)
+            put_output(args, LlDispatchArgs.wait_cost, wait_cost, keep, "wait_cost")
         mode = _COMPLETIONS[completion]
         if mode:
             args.completion = mode
         kind = kind or kind_of(x)
         self._order(args, kind, previous, stream)
         recv = _abi.LlRecv.fresh()
-        owner = self._owner
+        region = LlReceived.region_of(self._owner, recv)
 
         def finish() -> LlReceived:
-            return LlReceived(owner, recv, kind)
+            return LlReceived(region, kind)
 
         if mode is None:
             return self._now(lib.ep_ll_dispatch, args, recv, finish=finish)
@@ -185,9 +185,9 @@ class LowLatency:
         kind = kind or kind_of(y)
         if out is None:
             out = empty_like(y, (weights[0], rows[-1]), BF16, kind)
-        put(args, LlCombineArgs.out, out, keep)
+        put_output(args, LlCombineArgs.out, out, keep, "out")
         if wait_cost is not None:
-            put(args, LlCombineArgs.wait_cost, wait_cost, keep)
+            put_output(args, LlCombineArgs.wait_cost, wait_cost, keep, "wait_cost")
         args.handle = live_handle(received)
         if wire != "bf16":
             args.wire = choose(_COMBINE_WIRES, "wire", wire)

@@ -151,6 +151,16 @@ class _Field:
         return value
 
 
+# The defaults are there even where the interpreter ends and this module is gone.
+def _release_recv(
+    recv: Any, release: Any = lib.ep_recv_release, release_handle: Any = lib.ep_handle_release
+) -> None:
+    release(recv)
+    pointer, recv.handle = recv.handle, None  # there where no result took it
+    if pointer:
+        release_handle(pointer)
+
+
 class Received:
     """What a rank received from a dispatch.
 
@@ -176,18 +186,17 @@ class Received:
 
     def __init__(
         self,
-        owner: Owner,
-        recv: _abi.Recv,
+        region: _Region,
         kind: Kind,
         handle: Optional[Handle],
         made: Optional[Made],
-        before_release: Optional[Callable[[], None]] = None,
     ):
-        self._region = _Region(owner, recv, lib.ep_recv_release, before_release)
+        self._region, owner, recv = region, region._owner, region.recv
         self._kind = kind
         if handle is None and made is not None:
             rows = TENSOR_PACK.unpack_from(recv, _X)[3]  # sooner than by the structure's fields
             handle = Handle(owner, recv.handle, rows, made)
+            recv.handle = None
         self.handle: Any = handle  #: for combine, cached dispatch and backward
         #: rows that hold a token
         self.num_rows: int = recv.num_rows
@@ -236,11 +245,16 @@ class LlReceived:
     )
     dropped = _Field(_abi.LlRecv.dropped, "[L] int32 rows dropped")
 
-    def __init__(self, owner: Owner, recv: _abi.LlRecv, kind: Kind):
-        self._region = _Region(owner, recv, lib.ep_ll_recv_release)
-        self._owner = owner
+    @staticmethod
+    def region_of(owner: Owner, recv: _abi.LlRecv) -> _Region:
+        """Owns what a call fills, also where nobody takes it."""
+        return _Region(owner, recv, lib.ep_ll_recv_release)
+
+    def __init__(self, region: _Region, kind: Kind):
+        self._region = region
+        self._owner = region._owner
         self._kind = kind
-        self.handle: Optional[int] = recv.handle
+        self.handle: Optional[int] = region.recv.handle
 
     def retire(self) -> None:
         """Lets the next call but one use the memory, although arrays of it may still be held:

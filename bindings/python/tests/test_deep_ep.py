@@ -264,7 +264,9 @@ def _lifecycle(group):
     with pytest.raises(RuntimeError, match="destroyed"):
         buffer.dispatch(x, got[4])
     assert (got[0] == 1).all()
+    del got, local
 
+    group.barrier()  # it is the caller's, not the buffer's
     buffer = deep_ep.Buffer(group)
     with pytest.raises(AssertionError):
         buffer.destroy()

@@ -301,6 +301,11 @@ def _errors(group, world):
         buffer.dispatch("rows", idx, num_experts=world.experts)
     got = buffer.dispatch(x, idx, num_experts=world.experts)  # usable after all that
     assert got.num_rows == len(world.rows(rank))
+    out = np.zeros_like(x)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="out is read-only"):
+        buffer.combine(got.x, got.handle, out=out)
+    assert not out.any()
 
 
 def test_errors_name_the_argument(run):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """deep_ep's low-latency calls: slices, counts, hooks, scales, lifetimes."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 from arrays import ALL
@@ -249,12 +252,63 @@ def _mistakes(group, world):
         buffer.low_latency_combine(recv, idx, weights, tuple(handle))
     with pytest.raises(entrepot.ArgumentError, match=r"y\.shape"):
         buffer.low_latency_combine(recv[:, :3], idx, weights, handle)
+    fixed = np.zeros((world.local,), np.int32)
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="expert_tokens is read-only"):
+        buffer.low_latency_dispatch(x, idx, 16, world.experts, fixed, use_fp8=False)
+    out = np.frombuffer(bytes(x.nbytes), np.uint8).view(x.dtype).reshape(x.shape)
+    with pytest.raises(ValueError, match="out is read-only"):
+        buffer.low_latency_combine(recv, idx, weights, handle, out=out)
     combined, _, _ = buffer.low_latency_combine(recv, idx, weights, handle)
     assert calc_diff(combined.astype(np.float32), _weighted(world, rank)) < 1e-5
 
 
 def test_mistakes(run):
     run(2, _mistakes, World(2, 16, 256, 2, 4))
+
+
+def _threads(group, world):
+    """Calls of several threads of a rank are carried out one at a time."""
+    buffer = deep_ep.Buffer(group, low_latency_mode=True)
+    x, idx = world.x[0], world.idx[0]
+    failed = []
+
+    def decode():
+        try:
+            for _ in range(300):
+                buffer.low_latency_dispatch(x, idx, 16, world.experts, use_fp8=False)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=decode) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+def test_threads_of_a_rank(processes):
+    processes(1, _threads, World(1, 16, 256, 2, 4))
+
+
+def _failed_twice(group, world):
+    """Waiting again for a call that failed is no success."""
+    buffer = deep_ep.Buffer(group, low_latency_mode=True)
+    x, idx = world.x[group.rank], world.idx[group.rank]
+    buffer.low_latency_dispatch(x, idx, 16, world.experts)
+    group.timeout_ms = 500
+    if group.rank == 1:
+        time.sleep(1.5)
+        return
+    event = buffer.low_latency_dispatch(x, idx, 16, world.experts, async_finish=True)[3]
+    for _ in range(2):
+        with pytest.raises(entrepot.WaitTimeoutError, match="rank 1"):
+            event.current_stream_wait()
+
+
+def test_a_failed_event_fails_again(processes):
+    processes(2, _failed_twice, World(2, 16, 256, 2, 4))
 
 
 def test_size_hint_is_far_below_two_buffers_of_the_worst_case():

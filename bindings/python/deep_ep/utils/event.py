@@ -58,8 +58,8 @@ class EventHandle:
         if self._pending is not None:
             self._pending.wait()
         if self._wait is not None:
-            wait, self._wait = self._wait, None
-            wait()
+            self._wait()
+            self._wait = None  # not of a call that failed, which says so each time
         if self._cuda_event is not None:
             self._cuda_event.wait()
 
