@@ -50,14 +50,14 @@ class AddressBook:
             self._peers = self._listen(deadline) if self._rank == 0 else self._connect(deadline)
         if self._rank:
             root = self._peers[0]
-            _send(root, mine, deadline)
+            _send(root, mine, deadline, "rank 0")
             return [_receive(root, deadline, "rank 0") for _ in range(self._size)]
         parts = [mine]
         for r in range(1, self._size):
             parts.append(_receive(self._peers[r], deadline, f"rank {r}"))
         for r in range(1, self._size):
             for part in parts:
-                _send(self._peers[r], part, deadline)
+                _send(self._peers[r], part, deadline, f"rank {r}")
         return parts
 
     def _listen(self, deadline: float) -> Dict[int, socket.socket]:
@@ -100,13 +100,17 @@ class AddressBook:
     def _connect(self, deadline: float) -> Dict[int, socket.socket]:
         while True:
             root = socket.socket(self._family, socket.SOCK_STREAM)
-            root.settimeout(_left(deadline, f"rank 0 at {self._root}"))
+            whom = f"rank 0 at {self._root}"
+            root.settimeout(_left(deadline, whom))
             try:
                 root.connect(self._root)
                 root.sendall(_HELLO.pack(_MAGIC, self._rank, self._size))
                 return {0: root}
-            except (ConnectionError, FileNotFoundError):
-                root.close()  # rank 0 does not listen yet
+            except socket.timeout:
+                root.close()
+                raise TimeoutError(f"{whom}: not heard from in time") from None
+            except (ConnectionError, FileNotFoundError, BlockingIOError):
+                root.close()  # rank 0 does not listen yet, or others wait to be let in
                 time.sleep(0.01)
 
 
@@ -117,9 +121,12 @@ def _left(deadline: float, whom: str) -> float:
     return left
 
 
-def _send(peer: socket.socket, data: bytes, deadline: float) -> None:
-    peer.settimeout(_left(deadline, "a peer"))
-    peer.sendall(_LENGTH.pack(len(data)) + data)
+def _send(peer: socket.socket, data: bytes, deadline: float, whom: str) -> None:
+    peer.settimeout(_left(deadline, whom))
+    try:
+        peer.sendall(_LENGTH.pack(len(data)) + data)
+    except socket.timeout:
+        raise TimeoutError(f"{whom}: takes nothing in time") from None
 
 
 def _receive(peer: socket.socket, deadline: float, whom: str) -> bytes:

@@ -18,6 +18,7 @@ import time
 from typing import Any, Dict, List, Optional
 
 _SELF_TEST_SECONDS = 20
+_SHORT_FOLDER = "/tmp"
 _TOKENS, _HIDDEN, _TOPK, _EXPERTS = 64, 1024, 4, 8
 
 
@@ -80,10 +81,16 @@ def accelerators() -> Dict[str, Any]:
     }
 
 
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    """For the ranks' sockets, whose paths have at most 107 bytes."""
+    long = len(os.fsencode(tempfile.gettempdir())) > 80
+    return tempfile.TemporaryDirectory(dir=_SHORT_FOLDER if long else None)
+
+
 def self_test() -> Dict[str, Any]:
     """Two ranks as processes: a dispatch and a combine, checked."""
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    with _folder() as folder:
         addresses = [os.path.join(folder, f"rank{r}") for r in range(2)]
         ranks = [
             subprocess.Popen(

@@ -2,6 +2,7 @@
 """Groups: the ranks that exchange tokens, and how they find each other."""
 
 import ctypes
+import socket
 from ctypes import byref, c_void_p
 from typing import Any, Callable, List, Optional, Sequence
 
@@ -9,6 +10,7 @@ from . import _abi
 from ._lib import check, lib
 from ._owner import Owner
 from .bootstrap import AddressBook
+from .errors import Error, WaitTimeoutError
 
 #: All-gather of bytes: takes this rank's, returns every rank's in rank order.
 Allgather = Callable[[bytes], Sequence[bytes]]
@@ -86,14 +88,19 @@ class Group:
         self._size: int = lib.ep_group_num_ranks(pointer)
 
     def check(self, status: int) -> None:
-        """Raises unless EP_OK; an exception of the caller's all-gather becomes the cause."""
+        """Raises unless EP_OK. What the caller's all-gather raised is the cause, of the same kind
+        if it is a timeout, or is raised itself where it is this library's or no failure."""
         try:
             check(status)
-        except Exception as error:
+        except Error as error:
             cause = None if self._callback is None else self._callback.take()
             if cause is None:
                 raise
-            raise error from cause
+            if isinstance(cause, Error) or not isinstance(cause, Exception):
+                raise cause from None
+            if isinstance(cause, (TimeoutError, socket.timeout)):  # the same from 3.10 on
+                raise WaitTimeoutError(str(cause) or error.message) from cause
+            raise type(error)(f"{error.message}: {type(cause).__name__}: {cause}") from cause
 
     @classmethod
     def from_torch(cls, group: Any, **options: Any) -> "Group":

@@ -4,9 +4,11 @@
 import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -133,3 +135,51 @@ def test_mpirun():
     if shutil.which("mpirun") is None:
         pytest.skip("mpirun is not installed")
     _launch(["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"])
+
+
+def _fails(allgather, expected):
+    with pytest.raises(expected) as error:
+        entrepot.Group(0, 2, allgather=allgather)
+    return error.value
+
+
+def test_what_the_allgather_raises():
+    """Its kind and its text reach the caller; what is no Exception is raised as it is."""
+
+    def raising(problem):
+        def allgather(_):
+            raise problem
+
+        return allgather
+
+    error = _fails(raising(TimeoutError("rank 1 is late")), TimeoutError)
+    assert isinstance(error, entrepot.WaitTimeoutError) and "rank 1 is late" in str(error)
+    assert isinstance(error.__cause__, TimeoutError)
+    error = _fails(raising(OSError("no such host")), entrepot.SystemCallError)
+    assert "allgather" in str(error) and "OSError: no such host" in str(error)
+    assert isinstance(error.__cause__, OSError)
+    for problem in (KeyboardInterrupt(), SystemExit(3), entrepot.RankDeadError("rank 1")):
+        assert _fails(raising(problem), type(problem)) is problem
+
+
+def test_a_late_rank(tmp_path):
+    addresses = [str(tmp_path / name) for name in "ab"]
+    with pytest.raises(TimeoutError, match=r"ranks \[1\] did not connect within 0.2 s"):
+        entrepot.Group.from_addresses(addresses, 0, timeout_ms=200)
+    with pytest.raises(TimeoutError, match="rank 0 at .*/a: not heard from in time"):
+        entrepot.Group.from_addresses(addresses, 1, timeout_ms=200)
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as waiting:
+        full.bind(addresses[0])
+        full.listen(0)
+        waiting.connect(addresses[0])  # and nobody else may
+        with pytest.raises(TimeoutError, match="rank 0 at .*/a: not heard from in time"):
+            entrepot.Group.from_addresses(addresses, 1, timeout_ms=200)
+
+
+def test_an_interrupt_while_ranks_are_awaited(tmp_path):
+    addresses = [str(tmp_path / name) for name in "ab"]
+    timer = threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        entrepot.Group.from_addresses(addresses, 0, timeout_ms=10000)
+    timer.join()

@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import pytest
 from arrays import needs_cuda, needs_torch
 
 import entrepot
+from entrepot import doctor
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..")
 EXAMPLES = os.path.join(ROOT, "examples", "python")
@@ -47,6 +49,23 @@ def test_doctor_tells_a_failed_self_test():
     done = _python("-m", "entrepot.doctor", "--json", EP_TRANSPORT="pigeon")
     assert done.returncode == 1
     assert "pigeon" in json.loads(done.stdout)["self_test"]["problem"]
+
+
+def test_doctor_with_a_long_temporary_folder(tmp_path):
+    """A Unix socket's path has at most 107 bytes."""
+    folder = tmp_path / ("t" * 120)
+    folder.mkdir()
+    done = _python("-m", "entrepot.doctor", TMPDIR=str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_doctor_tells_the_cause(tmp_path, monkeypatch):
+    """No all-gather without a place for its socket."""
+    long = tmp_path / ("t" * 120)
+    long.mkdir()
+    monkeypatch.setattr(doctor, "_folder", lambda: tempfile.TemporaryDirectory(dir=long))
+    report = doctor.self_test()
+    assert not report["ok"] and "OSError: AF_UNIX path too long" in report["problem"]
 
 
 @needs_checkout
