@@ -2,8 +2,9 @@
 """Tensors in and out.
 
 In: NumPy arrays (with ml_dtypes for bfloat16 and float8), torch tensors, and
-anything with __dlpack__. Out: arrays of the kind that came in, as views of
-memory whose owner they keep alive.
+anything with __dlpack__ or else the buffer protocol. Out: arrays of the kind
+that came in, NumPy ones for buffers, as views of memory whose owner they keep
+alive.
 """
 
 import ctypes
@@ -144,6 +145,9 @@ def kind_of(obj: Any) -> Kind:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(obj, torch.Tensor):
         return TORCH_CPU if not obj.is_cuda else torch_cuda(obj.get_device())
+    if not hasattr(obj, "__dlpack_device__"):
+        _array_of(obj)
+        return NUMPY
     device, index = _dlpack_device(obj)
     return Kind(False, device, index)
 
@@ -189,13 +193,7 @@ _capsule_pointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 def _dlpack_device(obj: Any) -> Tuple[int, int]:
-    method = getattr(obj, "__dlpack_device__", None)
-    if method is None:
-        raise TypeError(
-            f"a {type(obj).__name__} is no tensor: neither a NumPy array nor a torch tensor, "
-            "and it has no __dlpack__"
-        )
-    device, index = method()
+    device, index = obj.__dlpack_device__()
     if int(device) not in _DL_DEVICES:
         raise TypeError(f"DLPack device type {int(device)} is neither CPU nor CUDA")
     return _DL_DEVICES[int(device)], int(index)
@@ -211,6 +209,23 @@ class Described(NamedTuple):
     device: int
     device_index: int
     keep: Any
+
+
+def _array_of(obj: Any) -> np.ndarray:
+    """The array over the memory of an object that has the buffer protocol."""
+    what = f"a {type(obj).__name__} is no tensor"
+    try:
+        array = np.asarray(memoryview(obj))
+    except TypeError:
+        raise TypeError(
+            f"{what}: neither a NumPy array nor a torch tensor, and it has neither __dlpack__ "
+            "nor a buffer"
+        ) from None
+    except (ValueError, BufferError) as error:
+        raise TypeError(f"{what}: its buffer cannot be read: {error}") from error
+    if array.ndim == 0:
+        raise TypeError(f"{what} but a single number")
+    return array
 
 
 def _describe_dlpack(obj: Any) -> Described:
@@ -269,7 +284,9 @@ def describe(obj: Any, name: str = "tensor") -> Described:
                 obj.data_ptr(), dtype, obj.shape, obj.stride(), CUDA, obj.device.index, obj
             )
         return Described(obj.data_ptr(), dtype, obj.shape, obj.stride(), CPU, 0, obj)
-    return _describe_dlpack(obj)
+    if hasattr(obj, "__dlpack_device__"):
+        return _describe_dlpack(obj)
+    return describe(_array_of(obj), name)
 
 
 _pack, _unpack = TENSOR_PACK.pack_into, TENSOR_PACK.unpack_from

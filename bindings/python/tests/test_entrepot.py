@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The entrepot package: groups, dispatch, combine, events, lifetimes, errors."""
 
+import array
+import ctypes
 import gc
 import os
 import time
@@ -310,6 +312,45 @@ def _errors(group, world):
 
 def test_errors_name_the_argument(run):
     run(2, _errors, World(2, 6, 64, 2, 4, drop=0))
+
+
+def _buffers(group, world):
+    """Objects that have the buffer protocol, and the arrays that come of them."""
+    rank = group.rank
+    buffer = entrepot.Buffer(group)
+    x = world.x[rank].astype(np.float32)
+    args = {"num_experts": world.experts}
+    idx, weights = memoryview(world.idx[rank]), memoryview(world.weights[rank])
+    want = buffer.dispatch(x, world.idx[rank], world.weights[rank], **args)
+    in_ctypes = (ctypes.c_float * x.shape[1] * x.shape[0]).from_buffer(x)
+    for rows in (memoryview(x), memoryview(np.repeat(x, 2, axis=0))[::2], in_ctypes):
+        got = buffer.dispatch(rows, idx, weights, **args)
+        assert type(got.x) is np.ndarray
+        np.testing.assert_array_equal(got.x, want.x)
+        np.testing.assert_array_equal(got.topk_idx, want.topk_idx)
+        np.testing.assert_array_equal(got.topk_weights, want.topk_weights)
+    out = np.empty_like(x)
+    buffer.combine(memoryview(got.x), got.handle, bias=(memoryview(x),), out=memoryview(out))
+    np.testing.assert_array_equal(out, buffer.combine(want.x, want.handle, bias=(x,))[0])
+    cost = array.array("q", [-1, -1])
+    buffer.ll_dispatch(world.x[rank], idx, max_tokens=6, wait_cost=cost, **args)
+    assert cost[rank] == -1
+    layouts = [entrepot.layout(ids, world.experts, 2) for ids in (idx, world.idx[rank])]
+    for got, want in zip(*layouts):
+        np.testing.assert_array_equal(got, want)
+    for wrong, expected, text in (
+        (b"rows", entrepot.ArgumentError, "x.ndim is 1"),
+        ("rows", TypeError, "a str is no tensor"),
+        (np.float32(3), TypeError, "but a single number"),
+        (memoryview(x.astype(np.int16)), TypeError, "an array of int16"),
+        ((ctypes.c_wchar * 4)(), TypeError, "its buffer cannot be read"),
+    ):
+        with pytest.raises(expected, match=text):
+            buffer.dispatch(wrong, idx, **args)
+
+
+def test_buffer_protocol(run):
+    run(2, _buffers, World(2, 6, 64, 2, 4, drop=0))
 
 
 def _diagnosis(group, world):
