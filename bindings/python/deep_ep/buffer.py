@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The communication buffer, with DeepEP's names."""
 
-from typing import Any, Dict, List, Optional, Tuple, Union
+import math
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from entrepot._tensor import (
     I32,
     NUMPY,
     Kind,
+    describe,
     dtype_code,
     is_torch,
     kind_of,
@@ -26,6 +28,7 @@ from .config import Config
 from .handle import Handle, core_of
 from .low_latency import LowLatencyBuffer
 from .refusal import collective
+from .shapes import length_of, matrix_shape
 from .streams import Streams, default_kind, sm_share
 from .utils.event import EventHandle, EventOverlap
 
@@ -223,21 +226,31 @@ class Buffer(LowLatencyBuffer):
         Args:
             dtype: of the tensor; a torch dtype makes a torch tensor.
             size: its shape; None: all of it, in one dimension.
-            offset: bytes to skip.
+            offset: bytes to skip, a multiple of the element's.
             use_rdma_buffer: num_rdma_bytes long instead of num_nvl_bytes.
         """
         raw = self._local_memory(use_rdma_buffer, kind_of_dtype(dtype))
         width = _width_of(dtype)
-        count = max(len(raw) - offset, 0) // width
+        if not 0 <= offset <= len(raw) or offset % width:
+            raise ArgumentError(
+                f"get_local_buffer_tensor: offset is {offset}; it must be 0..{len(raw)} and a "
+                f"multiple of {width}, the bytes of an element"
+            )
+        count = (len(raw) - offset) // width
         tensor = raw[offset : offset + count * width].view(dtype)
         if size is None:
             return tensor
-        needed = int(np.prod(tuple(size), dtype=np.int64))
+        shape = tuple(size)
+        if any(n < 0 for n in shape):
+            raise ArgumentError(
+                f"get_local_buffer_tensor: size is {shape}; each number must be at least 0"
+            )
+        needed = math.prod(shape)
         if needed > count:
             raise ArgumentError(
                 f"get_local_buffer_tensor: size needs {needed} elements; there are {count}"
             )
-        return tensor[:needed].reshape(tuple(size))
+        return tensor[:needed].reshape(shape)
 
     def _local_memory(self, rdma: bool, kind: Kind) -> Tensor:
         key = ("local", rdma, kind)
@@ -334,7 +347,7 @@ class Buffer(LowLatencyBuffer):
         x, scales = x if isinstance(x, tuple) else (x, None)
         kind = kind_of(x)
         order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
-        spread, one_scale = (None, False) if scales is None else _spread(scales, x.shape[1])
+        spread, one_scale = (None, False) if scales is None else _spread(x, scales)
         num_sms = self._sms(kind, config)
         buffer = self._buffer_of(kind)
         in_background = async_finish and kind.device == CPU
@@ -367,7 +380,7 @@ class Buffer(LowLatencyBuffer):
             topk_idx,
             topk_weights,
             in_background,
-            num_experts=num_tokens_per_expert.shape[0],
+            num_experts=length_of("dispatch", "num_tokens_per_expert", num_tokens_per_expert),
             expert_alignment=expert_alignment,
             num_worst_tokens=num_worst_tokens,
             scales=spread,
@@ -398,16 +411,15 @@ class Buffer(LowLatencyBuffer):
                 "dispatch: without topk_idx, is_token_in_rank must be given and "
                 f"num_worst_tokens 0; it is {num_worst_tokens}"
             )
-        num_experts = per_expert.shape[0]
+        num_experts = length_of("dispatch", "num_tokens_per_expert", per_expert)
         local = num_experts // self.group_size
         if is_torch(in_rank):
             torch = torch_module()
             first = torch.arange(self.group_size, device=in_rank.device) * local
             topk_idx = torch.where(in_rank, first, -1)
-            mine = per_expert.cpu().numpy()
         else:
             topk_idx = np.where(in_rank, np.arange(self.group_size) * local, -1)
-            mine = per_expert
+        mine = per_expert.cpu().numpy() if is_torch(per_expert) else per_expert
         parts = self._ranks.allgather(np.ascontiguousarray(mine, np.int32).tobytes())
         total = np.sum([np.frombuffer(part, np.int32) for part in parts], axis=0)
         here = total[self.rank * local : (self.rank + 1) * local]
@@ -421,7 +433,7 @@ class Buffer(LowLatencyBuffer):
         x: Tensor,
         handle: Tuple,
         topk_weights: Optional[Tensor] = None,
-        bias: Union[Tensor, Tuple[Tensor, Tensor], None] = None,
+        bias: Union[Tensor, Sequence[Tensor], None] = None,
         config: Optional[Config] = None,
         previous_event: Optional[EventOverlap] = None,
         async_finish: bool = False,
@@ -433,7 +445,7 @@ class Buffer(LowLatencyBuffer):
             x: [N, H] bfloat16, float16 or float32, rows as received.
             handle: of the dispatch.
             topk_weights: [N, K] float32, summed along.
-            bias: none, one or a pair of [T, H], added.
+            bias: none, one or a pair (a tuple or a list) of [T, H], added.
             config, previous_event, allocate_on_comm_stream: as in dispatch().
             async_finish: return at once with an event of the result.
 
@@ -443,7 +455,7 @@ class Buffer(LowLatencyBuffer):
         order = self._streams.order(kind, previous_event, async_finish, allocate_on_comm_stream)
         core = core_of(handle)
         buffer = self._buffer_of(kind)
-        biases = () if bias is None else bias if isinstance(bias, tuple) else (bias,)
+        biases = () if bias is None else bias if isinstance(bias, (tuple, list)) else (bias,)
         in_background = async_finish and kind.device == CPU
         with order.allocating():
             call = buffer._combine(
@@ -488,12 +500,15 @@ def _width_of(dtype: Any) -> int:
     return np.dtype(dtype).itemsize
 
 
-def _spread(scales: Any, hidden: int) -> Tuple[Any, bool]:
+def _spread(x: Any, scales: Any) -> Tuple[Any, bool]:
     """One scale a row is passed on as if there were one for every block; no memory is made."""
-    block = 512 if dtype_code(scales.dtype) == I32 else 128
-    columns = -(-hidden // block)
-    if scales.shape[1] != 1 or columns == 1:
+    hidden = matrix_shape("dispatch", "x", x)[1]
+    rows, columns = matrix_shape("dispatch", "scales", scales)
+    dtype = getattr(scales, "dtype", None)
+    code = describe(scales, "scales").dtype if dtype is None else dtype_code(dtype)
+    blocks = -(-hidden // (512 if code == I32 else 128))
+    if columns != 1 or blocks == 1:
         return scales, False
     if is_torch(scales):
-        return scales.expand(scales.shape[0], columns), True
-    return np.broadcast_to(scales, (scales.shape[0], columns)), True
+        return scales.expand(rows, blocks), True
+    return np.broadcast_to(scales, (rows, blocks)), True

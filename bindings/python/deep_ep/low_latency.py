@@ -13,6 +13,7 @@ from entrepot._refusal import refuse
 from entrepot._tensor import kind_of
 
 from .refusal import collective
+from .shapes import matrix_shape
 from .shrink import is_loss, leave_out_lost
 from .streams import Streams
 from .utils.event import EventHandle, EventOverlap
@@ -134,9 +135,10 @@ class LowLatencyBuffer:
         _check_finish("low_latency_dispatch", async_finish, return_recv_hook)
         kind = kind_of(x)
         order = self._streams.order(kind, None, async_finish)
+        hidden = matrix_shape("low_latency_dispatch", "x", x)[1]
         shape = (
-            x.shape[1],
-            topk_idx.shape[1],
+            hidden,
+            matrix_shape("low_latency_dispatch", "topk_idx", topk_idx)[1],
             num_max_dispatch_tokens_per_rank,
             num_experts,
             use_fp8,
@@ -174,7 +176,7 @@ class LowLatencyBuffer:
         handle = LowLatencyHandle(
             received,
             num_max_dispatch_tokens_per_rank,
-            x.shape[1],
+            hidden,
             num_experts,
         )
 

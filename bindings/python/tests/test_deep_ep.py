@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 from arrays import ALL
-from reference import World, bfloat16, calc_diff, dequantise, quantise
+from reference import World, bfloat16, calc_diff, dequantise, float8, quantise
 
 import deep_ep
 import entrepot
@@ -260,6 +260,12 @@ def _lifecycle(group):
     assert buffer.get_local_buffer_tensor(np.int8, use_rdma_buffer=True).shape == (8192,)
     with pytest.raises(entrepot.ArgumentError, match="1024"):
         buffer.get_local_buffer_tensor(np.float32, (5000,))
+    for offset in (-4, 4100, 2):
+        with pytest.raises(entrepot.ArgumentError, match=f"offset is {offset}; .*0..4096.* of 4,"):
+            buffer.get_local_buffer_tensor(np.float32, offset=offset)
+    with pytest.raises(entrepot.ArgumentError, match=r"size is \(-3,\)"):
+        buffer.get_local_buffer_tensor(np.float32, (-3,))
+    assert buffer.get_local_buffer_tensor(np.float32, offset=4096).shape == (0,)
     buffer.destroy()
     with pytest.raises(RuntimeError, match="destroyed"):
         buffer.dispatch(x, got[4])
@@ -310,6 +316,62 @@ def _mistakes(group):
 
 def test_mistakes(run):
     run(2, _mistakes)
+
+
+def _shapes(group, arrays):
+    """Shapes that no tensor may have here are refused by name, on all ranks alike."""
+    buffer = deep_ep.Buffer(group)
+    x = arrays.to(np.ones((3, 256), bfloat16))
+    idx = arrays.to(np.array([[0], [1], [1]], np.int64))
+    per_expert = buffer.get_dispatch_layout(idx, 2)[2]
+    for bad, message in (
+        ((x[0], idx), r"low_latency_dispatch: x has shape \(256,\)"),
+        ((x, idx[:, 0]), r"low_latency_dispatch: topk_idx has shape \(3,\)"),
+    ):
+        with pytest.raises(entrepot.ArgumentError, match=message):
+            buffer.low_latency_dispatch(*bad, 4, 2)
+    with pytest.raises(TypeError, match="a list is no tensor"):
+        buffer.low_latency_dispatch(x, [[0], [1], [1]], 4, 2)
+
+    q = arrays.to(np.ones((3, 256), float8))
+    one = np.array([[1], [2], [3]], np.float32)
+    args = {"topk_idx": idx, "num_tokens_per_expert": per_expert}
+    for rows, message in (
+        ((q, arrays.to(one[:, 0])), r"dispatch: scales has shape \(3,\)"),
+        ((q[0], arrays.to(one)), r"dispatch: x has shape \(256,\)"),
+    ):
+        with pytest.raises(entrepot.ArgumentError, match=message):
+            buffer.dispatch(rows, **args)
+    want = arrays.back(buffer.dispatch((q, arrays.to(one)), **args)[0][1])
+    if arrays.name == "numpy":
+        got = buffer.dispatch((q, memoryview(one)), **args)[0][1]
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("arrays", ALL)
+def test_shapes(run, arrays):
+    run(2, _shapes, arrays)
+
+
+def _lists(group, arrays):
+    """Counts and biases may be lists."""
+    buffer = deep_ep.Buffer(group)
+    x = arrays.to(np.ones((3, 16), np.float32))
+    idx = arrays.to(np.array([[0], [1], [1]], np.int64))
+    _, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, 2)
+    counts = arrays.back(per_expert).tolist()
+    got = buffer.dispatch(x, topk_idx=idx, num_tokens_per_expert=counts)
+    same = buffer.dispatch(x, is_token_in_rank=in_rank, num_tokens_per_expert=counts)
+    assert got[3] == same[3] == [2 * counts[group.rank]]
+    with pytest.raises(TypeError, match="num_tokens_per_expert is 2;"):
+        buffer.dispatch(x, topk_idx=idx, num_tokens_per_expert=2)
+    combined = arrays.back(buffer.combine(got[0], got[4], bias=[x, x])[0])
+    assert (combined == 3).all()
+
+
+@pytest.mark.parametrize("arrays", ALL)
+def test_lists(run, arrays):
+    run(2, _lists, arrays)
 
 
 def test_module_has_the_names_that_callers_import():
