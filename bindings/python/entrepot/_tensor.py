@@ -325,9 +325,10 @@ def put(args: Any, field: Any, obj: Any, keep: List[Any]) -> Tuple[int, ...]:
 
 def put_output(args: Any, field: Any, obj: Any, keep: List[Any], name: str) -> None:
     """put() of a tensor that the call writes."""
-    if isinstance(obj, np.ndarray) and not obj.flags.writeable:
-        raise ValueError(f"{name} is read-only: the call writes it")
     put(args, field, obj, keep)
+    array = keep[-1]  # also that over a buffer
+    if isinstance(array, np.ndarray) and not array.flags.writeable:
+        raise ValueError(f"{name} is read-only: the call writes it")
 
 
 def fill(target: Any, offset: int, view: Described, dtype: Optional[int] = None) -> None:

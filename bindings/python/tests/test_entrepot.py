@@ -332,6 +332,8 @@ def _buffers(group, world):
     out = np.empty_like(x)
     buffer.combine(memoryview(got.x), got.handle, bias=(memoryview(x),), out=memoryview(out))
     np.testing.assert_array_equal(out, buffer.combine(want.x, want.handle, bias=(x,))[0])
+    with pytest.raises(ValueError, match="out is read-only"):
+        buffer.combine(got.x, got.handle, out=memoryview(out).toreadonly())
     cost = array.array("q", [-1, -1])
     buffer.ll_dispatch(world.x[rank], idx, max_tokens=6, wait_cost=cost, **args)
     assert cost[rank] == -1
