@@ -599,6 +599,35 @@ static void shapes_without_graphs_give_back(void **state)
     assert_int_equal(test_run_groups("shm", 2, shapes_body, NULL), 0);
 }
 
+/* A result released before its hook has run: the hook's kernel still writes there. */
+static int hook_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_ll_recv ll;
+    ep_event *event;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    for (int round = 0; round < 3; round++) {
+        TEST_OK(ll_dispatch(&c, 0, &ll, &event));
+        ep_ll_recv_release(&ll);
+        TEST_CHECK(ll_dispatch_on(&c, EP_E4M3, 0, &ll, NULL) == EP_ERR_STATE);
+        TEST_CHECK(CUDA_SAYS("whose hook has yet to run"));
+        TEST_OK(ep_event_wait(event));
+        ep_event_release(event);
+        TEST_OK(ll_dispatch_on(&c, EP_E4M3, 0, &ll, NULL));
+        ep_ll_recv_release(&ll);
+    }
+    return close_rank(&c);
+}
+
+static void hooks_keep_their_memory(void **state)
+{
+    (void)state;
+    for (int ranks = 1; ranks <= 2; ranks++)
+        assert_int_equal(test_run_groups("shm", ranks, hook_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -612,6 +641,7 @@ int main(void)
         cmocka_unit_test(no_wait_for_hooks),
         cmocka_unit_test(graphs_keep_their_memory),
         cmocka_unit_test(shapes_without_graphs_give_back),
+        cmocka_unit_test(hooks_keep_their_memory),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -228,6 +228,26 @@ static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *tab
     return EP_OK;
 }
 
+/* Whether memory can make way for that of another shape. */
+static ep_status check_unused(const epc_buffer *b)
+{
+    const epc_ll *ll = b->ll;
+    if (!ll)
+        return EP_OK;
+    if (ll->slot[0].result || ll->slot[1].result)
+        return epi_fail(EP_ERR_STATE, "ep_ll_dispatch: the shape (or the set of masked ranks) "
+                                      "differs from that of a result still "
+                                      "alive; release it with ep_ll_recv_release first");
+    for (const epc_flight *flight = b->flights; flight; flight = flight->next)
+        if (flight->second)
+            return epi_fail(EP_ERR_STATE,
+                            "ep_ll_dispatch: the shape (or the set of masked ranks) differs from "
+                            "that of %s (call %u), whose hook has yet to run: ep_event_wait on "
+                            "its event first",
+                            flight->call, flight->serial);
+    return EP_OK;
+}
+
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
                                 bool capturing)
 {
@@ -239,10 +259,7 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
             EP_ERR_STATE,
             "ep_ll_dispatch: the first call with a shape waits for every rank and can't be "
             "captured; make it once before");
-    if (ll && (ll->slot[0].result || ll->slot[1].result))
-        return epi_fail(EP_ERR_STATE, "ep_ll_dispatch: the shape (or the set of masked ranks) "
-                                      "differs from that of a result still "
-                                      "alive; release it with ep_ll_recv_release first");
+    EPI_TRY(check_unused(b));
     if (b->has_last) /* this rank writes to no peer any more */
         EPI_TRY(epi_gpu_event_wait(b->last_done));
     epc_ll_drop(b);
