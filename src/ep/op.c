@@ -54,25 +54,32 @@ static void add_to_run(epi_aborts *aborts, uint64_t epoch)
     atomic_store(&aborts->last, epoch);
 }
 
-/* Whether whoever failed first had sent nothing; those that gave no reason had not. */
-static bool is_early(const epi_op *op, const epi_abort *cause)
+/* Why the call is given up: as the rank said that failed first, where another has. A copy, as that
+   rank may write over what it said as soon as one of the others has heard of this rank. */
+static void find_reason(const epi_op *op, ep_status status, epi_abort *reason)
 {
-    if (cause)
-        return cause->early != 0;
-    return !op->sent ||
-           (op->aborted_by >= 0 && epi_op_is_in_run(op->buffer, op->aborted_by, op->epoch));
+    const ep_buffer *buffer = op->buffer;
+    int first = op->aborted_by;
+    if (first >= 0) {
+        memcpy(reason, epi_buffer_abort(buffer, buffer->rank, first, op->epoch), sizeof *reason);
+        if (reason->epoch == op->epoch)
+            return;
+    }
+    reason->epoch = op->epoch;
+    reason->status = status;
+    reason->origin = buffer->rank;
+    /* Ranks that gave calls up in a row and no reason had sent nothing. */
+    reason->early = !op->sent || (first >= 0 && epi_op_is_in_run(buffer, first, op->epoch));
+    snprintf(reason->text, sizeof reason->text, "%s", ep_last_error());
 }
 
 /* Tells the others that this rank gives the call up, and why. */
 static void give_up(epi_op *op, ep_status status)
 {
     ep_buffer *buffer = op->buffer;
-    const epi_abort *cause = NULL;
-    if (op->aborted_by >= 0)
-        cause = epi_buffer_abort(buffer, buffer->rank, op->aborted_by, op->epoch);
-    if (cause && cause->epoch != op->epoch)
-        cause = NULL;
-    op->failed_early = is_early(op, cause);
+    epi_abort reason;
+    find_reason(op, status, &reason);
+    op->failed_early = reason.early != 0;
     for (int peer = 0; peer < buffer->num_ranks; peer++) {
         if (buffer->group->masked[peer])
             continue;
@@ -80,14 +87,8 @@ static void give_up(epi_op *op, ep_status status)
             add_to_run(epi_buffer_aborts(buffer, peer, buffer->rank), op->epoch);
         /* A peer further behind may still read the reason this would overwrite; it will find the
            call given up for none. */
-        if (peer == buffer->rank || epi_buffer_progress(buffer, peer) + EPI_REASONS > op->epoch) {
-            epi_abort *abort = epi_buffer_abort(buffer, peer, buffer->rank, op->epoch);
-            abort->status = cause ? cause->status : status;
-            abort->origin = cause ? cause->origin : buffer->rank;
-            abort->early = op->failed_early;
-            snprintf(abort->text, sizeof abort->text, "%s", cause ? cause->text : ep_last_error());
-            abort->epoch = op->epoch;
-        }
+        if (peer == buffer->rank || epi_buffer_progress(buffer, peer) + EPI_REASONS > op->epoch)
+            memcpy(epi_buffer_abort(buffer, peer, buffer->rank, op->epoch), &reason, sizeof reason);
         buffer->window->transport->ops->notify(buffer->window, peer, EPI_SLOT_ABORT, op->epoch);
     }
 }
