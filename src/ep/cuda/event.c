@@ -38,15 +38,19 @@ ep_status epc_event_wait_counts(void *event)
     return status;
 }
 
+/* A kernel that died never reports: the device is asked as well. */
+static bool is_running(const epc_flight *flight)
+{
+    return !epc_is_done(flight) && epi_gpu_event_query(flight->done) == EP_IN_PROGRESS;
+}
+
 static ep_status query_flight(epc_flight *flight)
 {
     if (flight->second)
         EPI_TRY(epc_run_second(flight, flight->stream));
-    if (flight->unresolved && !epc_counts_are_in(flight) && !epc_is_done(flight))
-        return EP_IN_PROGRESS;
-    if (!flight->unresolved && !epc_is_done(flight))
-        return EP_IN_PROGRESS;
-    return epc_event_wait(flight);
+    if (flight->unresolved && epc_counts_are_in(flight))
+        epc_resolve(flight);
+    return is_running(flight) ? EP_IN_PROGRESS : epc_event_wait(flight);
 }
 
 /* Each half of a call waits for the one before; a graph's work has no end to wait for. */
