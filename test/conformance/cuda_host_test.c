@@ -307,12 +307,70 @@ static void low_latency_areas(void **state)
         assert_int_equal(test_run_groups("shm", ranks, low_latency_body, NULL), 0);
 }
 
+/* ---------------------------------------------------------------- events */
+
+/* Whoever only ever asks whether a call is done learns of its death. */
+static int query_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv recv;
+    ep_event *event;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    fake_gpu_script((struct fake_outcome){.dies = true});
+    TEST_OK(cuda_dispatch(&c, TOKENS, NULL, &recv, &event));
+    TEST_CHECK(ep_event_query(event) == EP_ERR_DEVICE && CUDA_SAYS("without a report"));
+    TEST_CHECK(ep_event_query(event) == EP_ERR_DEVICE);
+    ep_event_release(event);
+    cuda_drop(&recv);
+    return close_rank(&c);
+}
+
+static void queries_find_the_dead(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, query_body, NULL), 0);
+}
+
+/* Of a dispatch that has failed by the time its counts are asked for, and of calls without any. */
+static int counts_body(ep_group *group, void *arg)
+{
+    const struct fake_outcome late = {.fail = EPC_FAIL_TIMEOUT, .late = 3};
+    struct cuda_rank c;
+    ep_recv recv, other;
+    ep_ll_recv ll;
+    ep_event *event;
+    (void)arg;
+    if (open_rank(group, &c))
+        return 1;
+    fake_gpu_script(late);
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &recv, &event));
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &other, NULL));
+    cuda_drop(&other);
+    TEST_CHECK(ep_event_wait_counts(event) == EP_ERR_TIMEOUT && !recv.owner);
+    ep_event_release(event);
+    TEST_OK(ll_dispatch(&c, &ll, &event));
+    fake_gpu_script(late);
+    TEST_CHECK(ep_event_wait_counts(event) == EP_ERR_TIMEOUT); /* runs the hook */
+    ep_event_release(event);
+    ep_ll_recv_release(&ll);
+    return close_rank(&c);
+}
+
+static void counts_of_what_failed(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 2, counts_body, NULL), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ranks_are_told_the_same), cmocka_unit_test(windows_grow),
         cmocka_unit_test(failures_are_told),       cmocka_unit_test(graphs_report_nothing),
-        cmocka_unit_test(low_latency_areas),
+        cmocka_unit_test(low_latency_areas),       cmocka_unit_test(queries_find_the_dead),
+        cmocka_unit_test(counts_of_what_failed),
     };
     fake_gpu_use();
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -284,6 +284,7 @@ static ep_status submit(epc_dispatch *d, ep_event **event)
             "or handle can be, others wait for counts");
     }
     flight->unresolved = d;
+    flight->by_counts = true;
     flight->claimed = event == NULL; /* this call itself reports how it goes, as far as it waits */
     EPI_TRY(epc_launched(flight, event));
     if (event)
@@ -305,6 +306,7 @@ static ep_status start(ep_buffer *buffer, const char *call, const ep_dispatch_ar
         epc_cancel(flight);
         return epi_fail(EP_ERR_MEMORY, "%s: out of memory", call);
     }
+    flight->dispatches = true;
     d->flight = flight;
     d->recv = recv;
     d->cached = args->handle != NULL;

@@ -22,7 +22,8 @@ ep_status epc_event_wait(void *event)
 
 static ep_status await_known(epc_flight *flight)
 {
-    EPI_TRY(epc_resolve(flight));
+    if (flight->unresolved)
+        EPI_TRY(epc_resolve(flight));
     return epc_counts_are_in(flight) && flight->report->fits ? EP_OK : epc_end_flight(flight);
 }
 
@@ -30,7 +31,11 @@ ep_status epc_event_wait_counts(void *event)
 {
     epc_flight *flight = event;
     int before;
-    if (!flight->unresolved)
+    if (!flight->dispatches)
+        return epc_event_wait(event);
+    if (flight->finished) /* another call may have its report */
+        return epc_outcome(flight);
+    if (!flight->by_counts)
         return EP_OK;
     EPI_TRY(epi_gpu_enter(flight->owner->device, &before));
     ep_status status = await_known(flight);

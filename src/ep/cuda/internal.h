@@ -55,6 +55,7 @@ typedef struct epc_flight {
     struct epc_dispatch *unresolved; /* rows not known yet */
     struct epc_second *second;       /* low latency: the half that a hook is to launch */
     bool finished, has_event, claimed;
+    bool dispatches, by_counts;   /* normal mode: a dispatch, whose rows are known by its counts */
     bool delivers;                /* low latency: a dispatch, whose result ends when it fails */
     bool first_half, second_half; /* of one call of the caller's, told by the second */
     bool followed;                /* a stream waits for it: nobody need wait for its event too */
