@@ -70,9 +70,9 @@ static inline bool epc_ll_overflow_fails(const epc_buffer *b, const epc_ll_shape
 
 /* ll_memory.c */
 /* Uses the memory there is for the shape, or makes some; then every rank does, as all see the same
-   change. */
+   change. *told: where that failed, all know. */
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
-                                bool capturing);
+                                bool capturing, bool *told);
 /* This rank's part of setting memory up, when it refuses the call with the last error. */
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status);
 /* Gives a result's slot to other results, once. */

@@ -162,7 +162,7 @@ static ep_status check_numbers(const char *call, const ep_ll_dispatch_args *args
 }
 
 static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
-                                  const ep_ll_dispatch_args *args, int *blocks)
+                                  const ep_ll_dispatch_args *args, int *blocks, bool *told)
 {
     epc_table *table;
     epc_ll_shape shape;
@@ -181,7 +181,7 @@ static ep_status prepare_dispatch(epc_buffer *b, epc_flight *flight,
     shape.overflow = args->overflow;
     shape.masked = epc_mask_word(b);
     EPI_TRY(check_numbers(flight->call, args, &shape, table));
-    return epc_ll_prepare_memory(b, &shape, table, flight->serial == 0);
+    return epc_ll_prepare_memory(b, &shape, table, flight->serial == 0, told);
 }
 
 ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *args, ep_ll_recv *recv,
@@ -189,14 +189,14 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
 {
     epc_buffer *b = epc_of(buffer);
     const char *call = "ep_ll_dispatch";
-    bool hook = event && args->completion == EP_COMPLETE_BY_HOOK;
+    bool hook = event && args->completion == EP_COMPLETE_BY_HOOK, told = false;
     epc_flight *flight;
     ep_handle *handle = NULL;
     int blocks = 0, slot = 0;
     ep_status status = epc_begin(b, call, args->stream, args->previous, &flight);
     if (status != EP_OK)
         return epc_reject(buffer, call, status);
-    status = prepare_dispatch(b, flight, args, &blocks);
+    status = prepare_dispatch(b, flight, args, &blocks, &told);
     if (status == EP_OK) {
         slot = (int)(b->ll->calls & 1);
         if (b->ll->slot[slot].result)
@@ -214,7 +214,7 @@ ep_status epc_ll_dispatch_call(ep_buffer *buffer, const ep_ll_dispatch_args *arg
         if (handle)
             epc_core.handle_release(handle);
         epc_cancel(flight);
-        return epc_reject(buffer, call, status);
+        return told ? status : epc_reject(buffer, call, status);
     }
     b->ll->calls++;
     b->ll->slot[slot].result = ((epc_handle *)handle->device)->ll;

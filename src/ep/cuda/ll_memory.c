@@ -201,7 +201,7 @@ static ep_status share_areas(epc_buffer *b, epc_ll *ll, ep_status mine, setup *a
     return EP_OK;
 }
 
-static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *table)
+static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *table, bool *told)
 {
     epc_ll *ll = calloc(1, sizeof *ll);
     setup *all = calloc((size_t)b->num_ranks, sizeof *all);
@@ -221,6 +221,7 @@ static ep_status set_up(epc_buffer *b, const epc_ll_shape *shape, epc_table *tab
     status = share_areas(b, ll, status, all);
     free(all);
     if (status != EP_OK) {
+        *told = true;
         free_ll(b, ll);
         return status;
     }
@@ -249,9 +250,10 @@ static ep_status check_unused(const epc_buffer *b)
 }
 
 ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_table *table,
-                                bool capturing)
+                                bool capturing, bool *told)
 {
     epc_ll *ll = b->ll;
+    *told = false;
     if (ll && memcmp(&ll->shape, shape, sizeof *shape) == 0)
         return EP_OK;
     if (capturing)
@@ -263,7 +265,7 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
     if (b->has_last) /* this rank writes to no peer any more */
         EPI_TRY(epi_gpu_event_wait(b->last_done));
     epc_ll_drop(b);
-    return set_up(b, shape, table);
+    return set_up(b, shape, table, told);
 }
 
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status)
