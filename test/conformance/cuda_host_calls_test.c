@@ -204,6 +204,43 @@ static void calls_in_halves_count_once(void **state)
     assert_int_equal(test_run_groups("shm", 2, halves_body, NULL), 0);
 }
 
+/* Rank 0 refuses the call that sets memory up for low latency: all leave it after one exchange. */
+static int first_body(ep_group *group, void *arg)
+{
+    struct cuda_rank c;
+    ep_recv normal;
+    ep_ll_recv recv;
+    ep_event *event;
+    (void)arg;
+    if (open_rank(group, &c) || ranks_agree(&c))
+        return 1;
+    TEST_OK(ep_group_set_timeout_ms(group, 2000));
+    bool refuses = c.rank == 0;
+    fake_gpu_script((struct fake_outcome){.no_room = true, .rows = 40000});
+    TEST_OK(cuda_dispatch(&c, 0, NULL, &normal, &event)); /* windows grow first */
+    if (refuses)
+        TEST_OK(ep_buffer_refuse(c.buffer, EP_CALL_LL_DISPATCH, "a test"));
+    else
+        TEST_CHECK(ll_dispatch(&c, 0, &recv, NULL) == EP_ERR_ABORTED && CUDA_SAYS("a test"));
+    TEST_OK(ep_event_wait(event));
+    ep_event_release(event);
+    cuda_drop(&normal);
+    TEST_CHECK(ll_dispatch(&c, refuses ? TOO_MANY_SMS : 0, &recv, NULL) ==
+               (refuses ? EP_ERR_ARGUMENT : EP_ERR_ABORTED));
+    TEST_CHECK(refuses || CUDA_SAYS("rank 0 gave up", "num_sms is 999"));
+    TEST_OK(ll_dispatch(&c, 0, &recv, NULL));
+    ep_ll_recv_release(&recv);
+    if (ranks_agree(&c))
+        return 1;
+    return close_rank(&c);
+}
+
+static void refused_setup_is_exchanged_once(void **state)
+{
+    (void)state;
+    assert_int_equal(test_run_groups("shm", 3, first_body, NULL), 0);
+}
+
 /* ---------------------------------------------------------------- num_sms */
 
 static ep_status dispatch_with_sms(struct cuda_rank *c, int32_t num_sms)
@@ -633,6 +670,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(refused_calls_count_once),
         cmocka_unit_test(calls_in_halves_count_once),
+        cmocka_unit_test(refused_setup_is_exchanged_once),
         cmocka_unit_test(num_sms_is_checked),
         cmocka_unit_test(low_latency_pairs_are_bounded),
         cmocka_unit_test(hooks_that_do_not_start),

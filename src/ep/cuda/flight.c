@@ -242,11 +242,16 @@ static void give_up_second(epc_flight *flight)
     epc_abandon(flight, EP_ERR_ABORTED);
 }
 
-ep_status epc_end_all(epc_buffer *b)
+void epc_resolve_all(epc_buffer *b)
 {
     for (epc_flight *flight = b->flights; flight; flight = flight->next)
         if (flight->unresolved)
             epc_resolve(flight); /* its own event tells how it went */
+}
+
+ep_status epc_end_all(epc_buffer *b)
+{
+    epc_resolve_all(b);
     if (b->has_last)
         EPI_TRY(epi_gpu_event_wait(b->last_done));
     for (epc_flight *flight = b->flights, *next; flight; flight = next) {
@@ -312,9 +317,7 @@ void epc_fill_comm(epc_buffer *b, epc_comm *comm)
 /* Earlier calls must be settled: a dispatch whose rows are not known yet holds the free memory. */
 static ep_status settle_earlier(epc_buffer *b)
 {
-    for (epc_flight *flight = b->flights; flight; flight = flight->next)
-        if (flight->unresolved)
-            epc_resolve(flight); /* its own event tells how it went */
+    epc_resolve_all(b);
     epc_collect(b);
     if (b->failed == EP_OK)
         return EP_OK;

@@ -229,6 +229,9 @@ ep_status epc_launched(epc_flight *flight, ep_event **event);
 void epc_cancel(epc_flight *flight);
 /* Looks which calls are done, and frees what they held. */
 void epc_collect(epc_buffer *b);
+/* Learns the rows of dispatches where they are not known yet; for some windows may grow, together.
+ */
+void epc_resolve_all(epc_buffer *b);
 /* Waits for all that was launched; what a hook has yet to launch never will be. */
 ep_status epc_end_all(epc_buffer *b);
 /* Waits for the oldest call in flight, which may free memory; false: there is none to wait for, or

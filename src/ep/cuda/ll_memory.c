@@ -2,6 +2,7 @@
 /* Low latency on the device: memory of a shape of calls, set up by all ranks together. */
 #include "ep/cuda/ll.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -270,7 +271,11 @@ ep_status epc_ll_prepare_memory(epc_buffer *b, const epc_ll_shape *shape, epc_ta
 
 void epc_ll_refuse_memory(epc_buffer *b, ep_status status)
 {
+    char reason[EPI_ERROR_MAX];
     setup own, *all = calloc((size_t)b->num_ranks, sizeof *all);
+    snprintf(reason, sizeof reason, "%s", ep_last_error());
+    epc_resolve_all(b); /* as the others do first, and windows may grow for it */
+    epi_fail(status, "%s", reason);
     memset(&own, 0, sizeof own);
     own.status = status;
     if (all)
