@@ -161,6 +161,11 @@ static int result_body(ep_group *group, void *arg)
             cuda_drop(&first);
             TEST_CHECK(is_given_out(&c, region));
         }
+    fake_gpu_script(timeout_of(c.rank));
+    TEST_OK(cuda_dispatch(&c, TOKENS, NULL, &recv, NULL));
+    struct range region = region_of(&recv);
+    cuda_drop(&recv);
+    TEST_CHECK(!is_given_out(&c, region)); /* though nobody has asked how the call went */
     cuda_close(&c);
     return 0;
 }

@@ -177,8 +177,9 @@ static void destroy(ep_buffer *buffer)
 static ep_status alloc(ep_buffer *buffer, size_t bytes, void **memory)
 {
     epc_buffer *b = epc_of(buffer);
-    epc_block *block = epc_take_shared(b, bytes);
     int before;
+    epc_collect(b); /* peers may still write to results of calls that have failed since */
+    epc_block *block = epc_take_shared(b, bytes);
     if (!block) {
         EPI_TRY(epi_gpu_enter(b->device, &before));
         ep_status status = epc_take_within(b, bytes, &block);
