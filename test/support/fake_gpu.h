@@ -49,8 +49,8 @@ struct fake_outcome {
     bool launch_fails; /* the runtime refuses to start it */
     bool dies;         /* ends without a report */
     bool no_room;      /* dispatch: the rows of some rank do not fit, ranks are to grow */
-    int64_t rows;      /* dispatch: that this rank receives; 0: as many as it sends tokens */
-    uint32_t fail;     /* epc_fail */
+    int64_t rows;  /* dispatch: that this rank receives; 0: as many as it sends tokens, -1: none */
+    uint32_t fail; /* epc_fail */
     uint32_t detail[6];
     uint64_t late; /* with EPC_FAIL_TIMEOUT: ranks not heard from */
 };
@@ -59,6 +59,9 @@ struct fake_gpu {
     /* Of the kernels to come, in their order; beyond them all goes well. */
     struct fake_outcome script[FAKE_OUTCOMES];
     int num_scripted, num_played;
+    /* Asked by dispatches that go well: sets the rows that this rank receives, returns whether all
+       ranks have room. NULL: as scripted. */
+    bool (*room)(const epc_dispatch_params *params, int64_t *rows);
     size_t memory_bytes;    /* of the device; 0: 64 GiB */
     int maps_until_failure; /* n: the n-th mapping of a peer's memory from now fails; 0: none */
 

@@ -68,10 +68,22 @@ static void tell_counts(const epc_dispatch_params *p, const struct fake_outcome 
     epc_report *report = p->report;
     if (outcome->fail != EPC_OK && !outcome->no_room)
         return;
-    report->rows = report->num_rows = outcome->rows ? outcome->rows : p->num_tokens;
+    int64_t rows = outcome->rows ? outcome->rows : p->num_tokens;
+    report->rows = report->num_rows = rows < 0 ? 0 : rows;
     report->fits = !outcome->no_room;
     memcpy(report->detail, outcome->detail, sizeof report->detail);
     tell(&report->counted, p->serial);
+}
+
+/* What the verdict of all ranks makes of a dispatch in which nothing else goes wrong. */
+static void ask_for_room(const epc_dispatch_params *p, struct fake_outcome *outcome)
+{
+    if (outcome->fail != EPC_OK || outcome->no_room || !fake_gpu_state.room ||
+        fake_gpu_state.room(p, &outcome->rows))
+        return;
+    outcome->no_room = !p->worst && !p->cached;
+    outcome->fail = EPC_FAIL_CAPACITY;
+    outcome->detail[3] = outcome->no_room ? 0 : EPC_CANT_WAIT;
 }
 
 int epc_dispatch_launch(const epc_dispatch_params *p, int blocks, size_t shared, void *stream)
@@ -83,6 +95,7 @@ int epc_dispatch_launch(const epc_dispatch_params *p, int blocks, size_t shared,
         return NOT_STARTED;
     if (outcome.dies)
         return 0;
+    ask_for_room(p, &outcome);
     if (outcome.no_room && outcome.fail == EPC_OK)
         outcome.fail = EPC_FAIL_CAPACITY;
     if (p->serial)
