@@ -81,6 +81,7 @@ struct world {
     struct shape shape, kept[WORLD_SHAPES];
     int num_held, num_kept;
     bool captures;     /* graphs may be captured */
+    bool verify;       /* mode: then combines need room, so that windows must never be full */
     bool stays;        /* what they use, or a call that nobody knows to be dead */
     ep_status pending; /* what the next call reports of one before */
     int64_t rows;      /* that the last dispatch by counts receives here */
