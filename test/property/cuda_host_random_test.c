@@ -223,8 +223,12 @@ static int step_query(struct world *w)
 {
     const struct result *result = &w->results[rng_below(&w->own, WORLD_RESULTS)];
     ep_handle_info info = {.size = sizeof info};
-    if (!result->handle)
+    if (!result->handle) { /* other memory, which peers are to map anew */
+        tensor_free(&w->outside);
+        w->outside =
+            tensor_new(EP_BF16, (int64_t)WORLD_TOKENS * w->c.num_ranks, WORLD_HIDDEN, 0, NULL);
         return 0;
+    }
     TEST_OK(ep_handle_query(result->handle, &info));
     TEST_CHECK(info.num_ranks == w->c.num_ranks && info.num_tokens == WORLD_TOKENS);
     return 0;

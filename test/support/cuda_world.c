@@ -78,6 +78,7 @@ int world_open(ep_group *group, uint64_t seed, struct world *w)
     config.device_index = test_device.index;
     TEST_OK(ep_buffer_create(group, &config, &w->c.buffer));
     w->weights = tensor_new(EP_F32, WORLD_TOKENS, w->c.num_ranks, 0, NULL);
+    w->outside = tensor_new(EP_BF16, (int64_t)WORLD_TOKENS * w->c.num_ranks, WORLD_HIDDEN, 0, NULL);
     fake_gpu()->room = room;
     return 0;
 }
@@ -87,9 +88,10 @@ int world_close(struct world *w)
     const struct fake_gpu *gpu = fake_gpu();
     ep_buffer_destroy(w->c.buffer);
     w->c.buffer = NULL;
-    TEST_CHECK(gpu->num_allocations == 3); /* x, ids and weights */
+    TEST_CHECK(gpu->num_allocations == 4); /* x, ids, weights, outside */
     TEST_CHECK(gpu->num_mappings == 0 && gpu->num_events == 0 && gpu->num_streams == 1);
     tensor_free(&w->weights);
+    tensor_free(&w->outside);
     cuda_close(&w->c);
     return 0;
 }

@@ -71,7 +71,7 @@ struct shape {
 struct world {
     struct cuda_rank c;
     struct rng common, own;
-    ep_tensor weights;
+    ep_tensor weights, outside; /* outputs that peers don't reach yet */
     struct result results[WORLD_RESULTS];
     ep_recv extras[WORLD_EXTRAS]; /* of cached dispatches and backwards */
     struct ll_result ll[WORLD_LL];
