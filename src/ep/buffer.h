@@ -52,6 +52,7 @@ size_t epi_control_area_bytes(int num_ranks, int64_t max_experts);
 /* Mail that `source` wrote to `owner` about call `epoch`, as seen from this rank. */
 epi_mailbox *epi_buffer_mailbox(const ep_buffer *buffer, int owner, int source, uint64_t epoch);
 
+/* What `source` tells `owner` of the calls it gave up, as seen from this rank. */
 epi_aborts *epi_buffer_aborts(const ep_buffer *buffer, int owner, int source);
 
 /* Where `source` tells `owner` why it gave call `epoch` up, if that is what it says. */

@@ -43,14 +43,8 @@ static void wake_all(epi_control *control, epi_futex_scope scope)
 void epi_control_raise(epi_control *control, int source, int slot, uint64_t value,
                        epi_futex_scope scope)
 {
-    _Atomic uint64_t *word = &control->source[source].slot[slot];
-    uint64_t seen = atomic_load_explicit(word, memory_order_relaxed);
-    do {
-        if (seen >= value)
-            return;
-        /* release: pairs with epi_slot_load's acquire */
-    } while (!atomic_compare_exchange_weak_explicit(word, &seen, value, memory_order_release,
-                                                    memory_order_relaxed));
+    if (!epi_word_raise(control, source, slot, value))
+        return;
     full_fence(); /* pairs with that of sleep_begin */
     if (atomic_load_explicit(&control->sleeping, memory_order_relaxed) != 0) {
         EPI_INTERLEAVE();

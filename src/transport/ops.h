@@ -164,15 +164,24 @@ static inline uint64_t epi_slot_load(const epi_window *window, int source, int s
     return atomic_load_explicit(&control->source[source].slot[slot], memory_order_acquire);
 }
 
-/* As if `source` had raised the word of this rank's own window to `value`. Wakes nobody. */
-static inline void epi_slot_raise(epi_window *window, int source, int slot, uint64_t value)
+/* Raises a word to `value`; false: it is there already, or further. Wakes nobody. */
+static inline bool epi_word_raise(epi_control *control, int source, int slot, uint64_t value)
 {
-    epi_control *control = (epi_control *)window->base;
     _Atomic uint64_t *word = &control->source[source].slot[slot];
     uint64_t seen = atomic_load_explicit(word, memory_order_relaxed);
-    while (seen < value && !atomic_compare_exchange_weak_explicit(
-                               word, &seen, value, memory_order_release, memory_order_relaxed))
-        ;
+    do {
+        if (seen >= value)
+            return false;
+        /* release: pairs with epi_slot_load's acquire */
+    } while (!atomic_compare_exchange_weak_explicit(word, &seen, value, memory_order_release,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+/* As if `source` had raised the word of this rank's own window. */
+static inline void epi_slot_raise(epi_window *window, int source, int slot, uint64_t value)
+{
+    epi_word_raise((epi_control *)window->base, source, slot, value);
 }
 
 #endif

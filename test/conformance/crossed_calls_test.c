@@ -9,101 +9,36 @@
 #include "support/on_device.h"
 #include "support/ranks.h"
 #include "support/sanitize.h"
+#include "support/small_calls.h"
 #include "support/tensors.h"
 #include "support/test.h"
 
 #include <stdbool.h>
 #include <string.h>
 
-enum { TOKENS = 3, HIDDEN = 16, EXPERTS = 6, MOST_ROWS = 3 * TOKENS };
 enum kind { LL_DISPATCH, LL_SETUP, LL_COMBINE, DISPATCH, COMBINE, NUM_KINDS };
 
 static const char *const names[] = {"ep_ll_dispatch", "ep_ll_dispatch", "ep_ll_combine",
                                     "a call of the normal mode", "a call of the normal mode"};
 
-typedef struct bench {
-    ep_buffer *buffer;
-    int rank, round;
-    bool hooks;
-    int64_t ids[TOKENS];
-    float weights[TOKENS];
-    uint16_t x[TOKENS * HIDDEN], out[TOKENS * HIDDEN];
-    uint16_t y[EXPERTS * MOST_ROWS * HIDDEN];
-    ep_recv recv;
-    ep_ll_recv ll_recv;
-} bench;
-
-static ep_status finish(ep_status status, ep_event *event)
-{
-    if (status == EP_OK && event)
-        status = ep_event_wait(event);
-    ep_event_release(event);
-    return status;
-}
-
-static ep_status ll_dispatch(bench *b, int64_t max_tokens, ep_ll_recv *recv)
-{
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
-    ep_event *event = NULL;
-    args.x = ep_tensor_2d(b->x, EP_BF16, TOKENS, HIDDEN);
-    args.topk_idx = ep_tensor_2d(b->ids, EP_I64, TOKENS, 1);
-    args.max_tokens = max_tokens;
-    args.num_experts = EXPERTS;
-    args.max_expert_rows = MOST_ROWS;
-    args.overflow = EP_OVERFLOW_DROP;
-    args.completion = EP_COMPLETE_BY_HOOK;
-    if (ep_group_num_ranks(ep_buffer_group(b->buffer)) == 2)
-        args.max_expert_rows = 2 * TOKENS;
-    ep_status status = ep_ll_dispatch(b->buffer, &args, recv, b->hooks ? &event : NULL);
-    return finish(status, event);
-}
-
-static ep_status ll_combine(bench *b)
-{
-    ep_ll_combine_args args = EP_LL_COMBINE_ARGS_INIT;
-    ep_event *event = NULL;
-    args.y = b->ll_recv.x;
-    args.y.data = b->y;
-    args.topk_idx = ep_tensor_2d(b->ids, EP_I64, TOKENS, 1);
-    args.topk_weights = ep_tensor_2d(b->weights, EP_F32, TOKENS, 1);
-    args.handle = b->ll_recv.handle;
-    args.out = ep_tensor_2d(b->out, EP_BF16, TOKENS, HIDDEN);
-    args.completion = EP_COMPLETE_BY_HOOK;
-    ep_status status = ep_ll_combine(b->buffer, &args, b->hooks ? &event : NULL);
-    return finish(status, event);
-}
-
-static ep_status dispatch(bench *b, ep_recv *recv)
-{
-    ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
-    args.x = ep_tensor_2d(b->x, EP_BF16, TOKENS, HIDDEN);
-    args.topk_idx = ep_tensor_2d(b->ids, EP_I64, TOKENS, 1);
-    args.num_experts = EXPERTS;
-    return ep_dispatch(b->buffer, &args, recv, NULL);
-}
-
-static ep_status combine(bench *b)
-{
-    ep_combine_args args = EP_COMBINE_ARGS_INIT;
-    args.y = b->recv.x;
-    args.handle = b->recv.handle;
-    args.out = ep_tensor_2d(b->out, EP_BF16, TOKENS, HIDDEN);
-    return ep_combine(b->buffer, &args, NULL);
-}
+typedef struct small_calls bench;
 
 static ep_status call(bench *b, enum kind kind)
 {
     ep_recv recv = EP_RECV_INIT;
     ep_ll_recv ll_recv = EP_LL_RECV_INIT;
     ep_status status = EP_OK;
+    if (kind == LL_SETUP)
+        b->max_tokens = SMALL_TOKENS + 1 + b->hooks; /* another than in the round before */
     if (kind == LL_DISPATCH || kind == LL_SETUP)
-        status = ll_dispatch(b, TOKENS + (kind == LL_SETUP ? 1 + b->round % 2 : 0), &ll_recv);
+        status = small_ll_dispatch(b, &ll_recv);
     else if (kind == LL_COMBINE)
-        status = ll_combine(b);
+        status = small_ll_combine(b);
     else if (kind == DISPATCH)
-        status = dispatch(b, &recv);
+        status = small_dispatch(b, &recv);
     else
-        status = combine(b);
+        status = small_combine(b);
+    b->max_tokens = SMALL_TOKENS;
     ep_ll_recv_release(&ll_recv);
     ep_recv_release(&recv);
     ep_handle_release(recv.handle);
@@ -122,38 +57,34 @@ static bool says_why(enum kind own, enum kind other)
 static int cross(bench *b, enum kind first, enum kind others)
 {
     enum kind own = b->rank ? others : first, other = b->rank ? first : others;
-    b->ll_recv = (ep_ll_recv)EP_LL_RECV_INIT;
-    b->recv = (ep_recv)EP_RECV_INIT;
-    ep_status status = ll_dispatch(b, TOKENS, &b->ll_recv);
+    ep_status status = small_ll_dispatch(b, &b->ll_recv);
     if (status != EP_OK) {
         TEST_CHECK(status == EP_ERR_MISMATCH || status == EP_ERR_ABORTED);
         ep_ll_recv_release(&b->ll_recv);
-        status = ll_dispatch(b, TOKENS, &b->ll_recv);
+        status = small_ll_dispatch(b, &b->ll_recv);
     }
     TEST_OK(status);
-    TEST_OK(dispatch(b, &b->recv));
-    TEST_OK(ll_combine(b));
-    TEST_OK(combine(b));
+    TEST_OK(small_dispatch(b, &b->recv));
+    TEST_OK(small_ll_combine(b));
+    TEST_OK(small_combine(b));
     int64_t start = test_now_ms();
     status = call(b, own);
     TEST_CHECK(test_now_ms() - start < 5000);
     TEST_CHECK(status == EP_ERR_MISMATCH || /* told by one that saw it first */
                (status == EP_ERR_ABORTED && strstr(ep_last_error(), "gave up: ")));
     TEST_CHECK(says_why(own, other));
-    TEST_OK(ll_combine(b));
-    TEST_OK(combine(b));
-    ep_ll_recv_release(&b->ll_recv);
-    ep_recv_release(&b->recv);
-    ep_handle_release(b->recv.handle);
+    TEST_OK(small_ll_combine(b));
+    TEST_OK(small_combine(b));
+    small_calls_drop(b);
     return 0;
 }
 
 /* What on a device has no header, or is the host's, finds its peers missing. */
 static int cross_on_device(bench *b, ep_group *group, enum kind own)
 {
-    ep_status status = ll_dispatch(b, TOKENS, &b->ll_recv);
+    ep_status status = small_ll_dispatch(b, &b->ll_recv);
     TEST_OK(status);
-    TEST_OK(dispatch(b, &b->recv));
+    TEST_OK(small_dispatch(b, &b->recv));
     if (own == LL_SETUP) /* which wants the memory of results before */
         ep_ll_recv_release(&b->ll_recv);
     TEST_OK(ep_group_barrier(group)); /* timeouts start together */
@@ -162,9 +93,7 @@ static int cross_on_device(bench *b, ep_group *group, enum kind own)
     TEST_CHECK(status == EP_ERR_TIMEOUT || status == EP_ERR_ABORTED);
     TEST_CHECK(strstr(ep_last_error(), "no word from rank"));
     TEST_OK(ep_group_set_timeout_ms(group, 30000));
-    ep_ll_recv_release(&b->ll_recv);
-    ep_recv_release(&b->recv);
-    ep_handle_release(b->recv.handle);
+    small_calls_drop(b);
     TEST_OK(ep_group_recover(group));
     return 0;
 }
@@ -177,23 +106,17 @@ static bool same_call(enum kind a, enum kind b)
 static int run(ep_group *group, void *arg)
 {
     static _Thread_local bench b;
-    memset(&b, 0, sizeof b);
-    b.rank = ep_group_rank(group);
-    b.ll_recv = (ep_ll_recv)EP_LL_RECV_INIT;
-    b.recv = (ep_recv)EP_RECV_INIT;
     (void)arg;
-    for (int t = 0; t < TOKENS; t++)
-        b.ids[t] = (b.rank + 2 * t) % EXPERTS;
-    TEST_OK(ep_group_set_timeout_ms(group, 30000));
-    TEST_OK(ep_buffer_create(group, NULL, &b.buffer));
-    for (b.round = 0; b.round < (TEST_SANITIZED ? 2 : 8); b.round++)
+    if (small_calls_open(group, NULL, &b))
+        return 1;
+    for (int round = 0; round < (TEST_SANITIZED ? 2 : 8); round++)
         for (int first = 0; first < NUM_KINDS; first++)
             for (int others = 0; others < NUM_KINDS; others++) {
-                b.hooks = b.round & 1;
+                b.hooks = round & 1;
                 if (same_call(first, others))
                     continue;
                 bool late = test_device_wanted() && (first < DISPATCH || others < DISPATCH);
-                if (late && b.round > 1)
+                if (late && round > 1)
                     continue;
                 if (late ? cross_on_device(&b, group, b.rank ? others : first)
                          : cross(&b, first, others)) {

@@ -8,107 +8,19 @@
 
 #include "support/on_device.h"
 #include "support/ranks.h"
+#include "support/small_calls.h"
 #include "support/tensors.h"
 #include "support/test.h"
 
-#include <stdbool.h>
 #include <string.h>
 
-enum {
-    TOKENS = 8,
-    HIDDEN = 16,
-    EXPERTS = 24,
-    MOST = 8 * TOKENS,
-    NUM_CALLS = EP_CALL_LL_COMBINE + 1
-};
+enum { NUM_CALLS = EP_CALL_LL_COMBINE + 1 };
 
 static const char *const names[NUM_CALLS] = {"ep_dispatch",          "ep_combine",
                                              "ep_dispatch_backward", "ep_combine_backward",
                                              "ep_ll_dispatch",       "ep_ll_combine"};
 
-typedef struct bench {
-    ep_buffer *buffer;
-    int rank, num_ranks;
-    bool hooks, anew; /* the next ep_ll_dispatch is of another shape */
-    int64_t ids[TOKENS];
-    float weights[TOKENS];
-    uint16_t x[TOKENS * HIDDEN], out[TOKENS * HIDDEN];
-    uint16_t y[EXPERTS * MOST * HIDDEN];
-    ep_recv recv;
-    ep_ll_recv ll_recv;
-} bench;
-
-static ep_status dispatch(bench *b, ep_recv *recv)
-{
-    ep_dispatch_args args = EP_DISPATCH_ARGS_INIT;
-    args.x = ep_tensor_2d(b->x, EP_BF16, TOKENS, HIDDEN);
-    args.topk_idx = ep_tensor_2d(b->ids, EP_I64, TOKENS, 1);
-    args.num_experts = EXPERTS;
-    return ep_dispatch(b->buffer, &args, recv, NULL);
-}
-
-static ep_status combine(bench *b)
-{
-    ep_combine_args args = EP_COMBINE_ARGS_INIT;
-    args.y = b->recv.x;
-    args.handle = b->recv.handle;
-    args.out = ep_tensor_2d(b->out, EP_BF16, TOKENS, HIDDEN);
-    return ep_combine(b->buffer, &args, NULL);
-}
-
-static ep_status dispatch_backward(bench *b)
-{
-    ep_dispatch_backward_args args = EP_DISPATCH_BACKWARD_ARGS_INIT;
-    args.grad_recv_x = b->recv.x;
-    args.handle = b->recv.handle;
-    args.grad_x = ep_tensor_2d(b->out, EP_BF16, TOKENS, HIDDEN);
-    return ep_dispatch_backward(b->buffer, &args, NULL);
-}
-
-static ep_status combine_backward(bench *b, ep_recv *recv)
-{
-    ep_combine_backward_args args = EP_COMBINE_BACKWARD_ARGS_INIT;
-    args.grad_out = ep_tensor_2d(b->x, EP_BF16, TOKENS, HIDDEN);
-    args.handle = b->recv.handle;
-    return ep_combine_backward(b->buffer, &args, recv, NULL);
-}
-
-static ep_status finish(ep_status status, ep_event *event)
-{
-    if (status == EP_OK && event)
-        status = ep_event_wait(event);
-    ep_event_release(event);
-    return status;
-}
-
-static ep_status ll_dispatch(bench *b, ep_ll_recv *recv)
-{
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
-    ep_event *event = NULL;
-    args.x = ep_tensor_2d(b->x, EP_BF16, TOKENS, HIDDEN);
-    args.topk_idx = ep_tensor_2d(b->ids, EP_I64, TOKENS, 1);
-    args.max_tokens = TOKENS + b->anew;
-    args.max_expert_rows = b->num_ranks * TOKENS;
-    args.num_experts = EXPERTS;
-    args.completion = EP_COMPLETE_BY_HOOK;
-    ep_status status = ep_ll_dispatch(b->buffer, &args, recv, b->hooks ? &event : NULL);
-    return finish(status, event);
-}
-
-static ep_status ll_combine(bench *b)
-{
-    ep_ll_combine_args args = EP_LL_COMBINE_ARGS_INIT;
-    ep_event *event = NULL;
-    args.y = b->ll_recv.x;
-    args.y.data = b->y;
-    args.topk_idx = ep_tensor_2d(b->ids, EP_I64, TOKENS, 1);
-    args.topk_weights = ep_tensor_2d(b->weights, EP_F32, TOKENS, 1);
-    args.handle = b->ll_recv.handle;
-    args.out = ep_tensor_2d(b->out, EP_BF16, TOKENS, HIDDEN);
-    args.completion = EP_COMPLETE_BY_HOOK;
-    ep_status status = ep_ll_combine(b->buffer, &args, b->hooks ? &event : NULL);
-    return finish(status, event);
-}
+typedef struct small_calls bench;
 
 static ep_status make(bench *b, int call)
 {
@@ -117,22 +29,22 @@ static ep_status make(bench *b, int call)
     ep_status status = EP_OK;
     switch (call) {
     case EP_CALL_DISPATCH:
-        status = dispatch(b, &recv);
+        status = small_dispatch(b, &recv);
         break;
     case EP_CALL_COMBINE:
-        status = combine(b);
+        status = small_combine(b);
         break;
     case EP_CALL_DISPATCH_BACKWARD:
-        status = dispatch_backward(b);
+        status = small_dispatch_backward(b);
         break;
     case EP_CALL_COMBINE_BACKWARD:
-        status = combine_backward(b, &recv);
+        status = small_combine_backward(b, &recv);
         break;
     case EP_CALL_LL_DISPATCH:
-        status = ll_dispatch(b, &ll_recv);
+        status = small_ll_dispatch(b, &ll_recv);
         break;
     default:
-        status = ll_combine(b);
+        status = small_ll_combine(b);
     }
     ep_ll_recv_release(&ll_recv);
     ep_recv_release(&recv);
@@ -153,13 +65,11 @@ static int told(int call, int by)
 
 static int refused(bench *b, int call, int by)
 {
-    b->ll_recv = (ep_ll_recv)EP_LL_RECV_INIT;
-    b->recv = (ep_recv)EP_RECV_INIT;
-    TEST_OK(dispatch(b, &b->recv));
-    TEST_OK(ll_dispatch(b, &b->ll_recv));
+    TEST_OK(small_dispatch(b, &b->recv));
+    TEST_OK(small_ll_dispatch(b, &b->ll_recv));
     if (call == EP_CALL_LL_DISPATCH && b->hooks) { /* the memory of the next is another */
         ep_ll_recv_release(&b->ll_recv);
-        b->anew = !b->anew;
+        b->max_tokens ^= 1;
     }
     int64_t start = test_now_ms();
     if (b->rank == by) {
@@ -170,12 +80,10 @@ static int refused(bench *b, int call, int by)
             return 1;
     }
     TEST_CHECK(test_now_ms() - start < 5000);
-    TEST_OK(combine(b));
+    TEST_OK(small_combine(b));
     if (b->ll_recv.handle)
-        TEST_OK(ll_combine(b));
-    ep_ll_recv_release(&b->ll_recv);
-    ep_recv_release(&b->recv);
-    ep_handle_release(b->recv.handle);
+        TEST_OK(small_ll_combine(b));
+    small_calls_drop(b);
     return 0;
 }
 
@@ -191,22 +99,10 @@ static int bad_arguments(bench *b)
     return 0;
 }
 
-static int begin(bench *b, ep_group *group, const ep_buffer_config *config)
-{
-    memset(b, 0, sizeof *b);
-    b->rank = ep_group_rank(group);
-    b->num_ranks = ep_group_num_ranks(group);
-    for (int t = 0; t < TOKENS; t++)
-        b->ids[t] = 3 * t; /* every rank hears from every rank in every call */
-    TEST_OK(ep_group_set_timeout_ms(group, 30000));
-    TEST_OK(ep_buffer_create(group, config, &b->buffer));
-    return 0;
-}
-
 static int run(ep_group *group, void *arg)
 {
     static _Thread_local bench b;
-    if (begin(&b, group, arg))
+    if (small_calls_open(group, arg, &b))
         return 1;
     if (bad_arguments(&b))
         return 1;
@@ -262,7 +158,7 @@ static int ahead(ep_group *group, void *arg)
 {
     static _Thread_local bench b;
     (void)arg;
-    if (begin(&b, group, NULL))
+    if (small_calls_open(group, NULL, &b))
         return 1;
     TEST_OK(make(&b, EP_CALL_LL_DISPATCH));
     for (int round = 0; round < 20; round++) {
@@ -290,7 +186,7 @@ static int after_recovery(ep_group *group, void *arg)
 {
     static _Thread_local bench b;
     (void)arg;
-    if (begin(&b, group, NULL))
+    if (small_calls_open(group, NULL, &b))
         return 1;
     for (int round = 0; round < 10; round++) {
         TEST_OK(make(&b, EP_CALL_LL_DISPATCH));

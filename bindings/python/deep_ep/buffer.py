@@ -9,7 +9,7 @@ import numpy as np
 import entrepot
 from entrepot import ArgumentError
 from entrepot._abi import Call
-from entrepot._refusal import refuse
+from entrepot._refusal import collective, refuse
 from entrepot._tensor import (
     CPU,
     CUDA,
@@ -27,7 +27,6 @@ from entrepot.sizes import layout_on_stream
 from .config import Config
 from .handle import Handle, core_of
 from .low_latency import LowLatencyBuffer
-from .refusal import collective
 from .shapes import length_of, matrix_shape
 from .streams import Streams, default_kind, sm_share
 from .utils.event import EventHandle, EventOverlap
@@ -99,7 +98,6 @@ class Buffer(LowLatencyBuffer):
         self._streams = Streams()
         self._sm_share: Dict[int, int] = {}
         self._destroyed = False
-        self._used: Tuple[Kind, Any] = (NUMPY, None)  # the device of the last call
         self._init_low_latency()
         self._buffer_of(default_kind())
 
@@ -112,16 +110,15 @@ class Buffer(LowLatencyBuffer):
                 raise RuntimeError("Buffer: it was destroyed")
             buffer = self._new_buffer(kind)
             self._buffers[where] = buffer
-        if buffer is not self._used[1]:
-            self._used = kind, buffer
+        self._kind, self._owner = kind, buffer._owner
         return buffer
 
-    def _refuse(self, call: Call, error: Exception) -> None:
-        """A call that the other ranks make failed here before it was made."""
-        kind, buffer = self._used
+    def _refuse(self, call: Call, made: int, error: Exception) -> None:
+        """A call that the other ranks make failed here before it was made. They make it on the
+        device that was used last, as far as can be known."""
         if call == Call.CALL_LL_DISPATCH:
-            self._refuse_ll_dispatch(kind)
-        refuse(buffer._owner, buffer._owner.calls, call, error)
+            self._refuse_ll_dispatch(self._kind)
+        refuse(self._owner, call, made, error)
 
     def _new_buffer(self, kind: Kind) -> entrepot.Buffer:
         if kind.device == CPU:

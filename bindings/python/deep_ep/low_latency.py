@@ -9,10 +9,9 @@ from typing import Any, Callable, Deque, Dict, Iterator, List, Optional, Tuple, 
 import entrepot
 from entrepot import ArgumentError, LlReceived
 from entrepot._abi import Call
-from entrepot._refusal import refuse
+from entrepot._refusal import collective, refuse
 from entrepot._tensor import kind_of
 
-from .refusal import collective
 from .shapes import matrix_shape
 from .shrink import is_loss, leave_out_lost
 from .streams import Streams
@@ -220,7 +219,7 @@ class LowLatencyBuffer:
         except BaseException as error:
             self._alive.append((None, []))
             if isinstance(error, Exception):
-                refuse(owner, made, Call.CALL_LL_DISPATCH, error)
+                refuse(owner, Call.CALL_LL_DISPATCH, made, error)
             raise
         due = [call] if call is not result else []
         self._alive.append((result, due))

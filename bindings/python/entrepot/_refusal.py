@@ -15,8 +15,8 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def collective(call: Call) -> Callable[[Method], Method]:
-    """Decorates a method of a Buffer that makes `call`: should it fail before that, the other
-    ranks are told."""
+    """Decorates a method that makes `call` on the buffer of self._owner: should it fail before
+    that, self._refuse(call, made, error) tells the other ranks."""
 
     def decorate(method: Method) -> Method:
         @functools.wraps(method)
@@ -26,7 +26,8 @@ def collective(call: Call) -> Callable[[Method], Method]:
             try:
                 return method(self, *args, **kwargs)
             except Exception as error:
-                refuse(owner, made, call, error)
+                if self._owner is owner and owner.calls == made:
+                    self._refuse(call, made, error)
                 raise
 
         return cast(Method, calling)
@@ -34,7 +35,7 @@ def collective(call: Call) -> Callable[[Method], Method]:
     return decorate
 
 
-def refuse(owner: Owner, made: int, call: Call, error: Exception) -> None:
+def refuse(owner: Owner, call: Call, made: int, error: Exception) -> None:
     """Has a buffer refuse `call`, unless calls were made since there were `made`."""
     reason = f"{type(error).__name__}: {error}".encode(errors="replace")
     with owner.lock:

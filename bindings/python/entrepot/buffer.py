@@ -12,7 +12,7 @@ from ._abi import Call, CombineArgs, CombineBackwardArgs, DispatchArgs, Dispatch
 from ._args import SCALES, choose, contiguous, expert_ranks, put_scales
 from ._lib import check, lib, raise_status
 from ._owner import Owner
-from ._refusal import collective
+from ._refusal import collective, refuse
 from ._reuse import Reuse
 from ._tensor import (
     CPU,
@@ -119,6 +119,9 @@ class Buffer(LowLatency):
         if pointer is None or self._owner.closing:
             raise ValueError("the buffer was closed")
         return pointer
+
+    def _refuse(self, call: Call, made: int, error: Exception) -> None:
+        refuse(self._owner, call, made, error)
 
     # ------------------------------------------------------------- dispatch
 
