@@ -284,14 +284,9 @@ static void holding_ends(void **state)
 
 static ep_status ll_dispatch(const struct cuda_rank *c, ep_dtype wire, ep_ll_recv *recv)
 {
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    ep_ll_dispatch_args args = cuda_ll_dispatch_args(c);
     *recv = (ep_ll_recv)EP_LL_RECV_INIT;
-    args.x = c->x;
-    args.topk_idx = c->ids;
-    args.max_tokens = TOKENS;
-    args.num_experts = c->num_ranks;
     args.wire = wire;
-    args.stream = test_device.stream;
     return ep_ll_dispatch(c->buffer, &args, recv, NULL);
 }
 

@@ -44,11 +44,7 @@ static ep_tensor rows_of(int64_t rows, int64_t columns, ep_dtype dtype)
 
 static ep_status combine(const struct cuda_rank *c, const ep_recv *recv, int32_t num_sms)
 {
-    ep_combine_args args = EP_COMBINE_ARGS_INIT;
-    args.y = recv->x;
-    args.handle = recv->handle;
-    args.out = c->x;
-    args.stream = test_device.stream;
+    ep_combine_args args = cuda_combine_args(c, recv);
     args.num_sms = num_sms;
     return ep_combine(c->buffer, &args, NULL);
 }
@@ -56,15 +52,9 @@ static ep_status combine(const struct cuda_rank *c, const ep_recv *recv, int32_t
 static ep_status ll_dispatch_on(const struct cuda_rank *c, ep_dtype wire, int32_t num_sms,
                                 ep_ll_recv *recv, ep_event **event)
 {
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
-    ep_ll_recv init = EP_LL_RECV_INIT;
-    *recv = init;
-    args.x = c->x;
-    args.topk_idx = c->ids;
-    args.max_tokens = TOKENS;
-    args.num_experts = c->num_ranks;
+    ep_ll_dispatch_args args = cuda_ll_dispatch_args(c);
+    *recv = (ep_ll_recv)EP_LL_RECV_INIT;
     args.wire = wire;
-    args.stream = test_device.stream;
     args.num_sms = num_sms;
     args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
     return ep_ll_dispatch(c->buffer, &args, recv, event);

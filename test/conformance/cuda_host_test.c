@@ -90,11 +90,8 @@ static int dispatches_agree(const struct cuda_rank *c)
 
 static ep_status combine(const struct cuda_rank *c, ep_recv *recv, ep_tensor *out)
 {
-    ep_combine_args args = EP_COMBINE_ARGS_INIT;
-    args.y = recv->x;
-    args.handle = recv->handle;
+    ep_combine_args args = cuda_combine_args(c, recv);
     args.out = *out;
-    args.stream = test_device.stream;
     return ep_combine(c->buffer, &args, NULL);
 }
 
@@ -247,13 +244,8 @@ static void graphs_report_nothing(void **state)
 
 static ep_status ll_dispatch(const struct cuda_rank *c, ep_ll_recv *recv, ep_event **event)
 {
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    ep_ll_dispatch_args args = cuda_ll_dispatch_args(c);
     *recv = (ep_ll_recv)EP_LL_RECV_INIT;
-    args.x = c->x;
-    args.topk_idx = c->ids;
-    args.max_tokens = TOKENS;
-    args.num_experts = c->num_ranks;
-    args.stream = test_device.stream;
     args.completion = event ? EP_COMPLETE_BY_HOOK : args.completion;
     return ep_ll_dispatch(c->buffer, &args, recv, event);
 }

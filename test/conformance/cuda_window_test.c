@@ -117,13 +117,9 @@ static void all_map_or_none(void **state)
 
 static ep_status ll_dispatch(const struct cuda_rank *c, int64_t max_tokens, ep_ll_recv *recv)
 {
-    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    ep_ll_dispatch_args args = cuda_ll_dispatch_args(c);
     *recv = (ep_ll_recv)EP_LL_RECV_INIT;
-    args.x = c->x;
-    args.topk_idx = c->ids;
     args.max_tokens = max_tokens;
-    args.num_experts = c->num_ranks;
-    args.stream = test_device.stream;
     return ep_ll_dispatch(c->buffer, &args, recv, NULL);
 }
 

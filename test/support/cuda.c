@@ -83,6 +83,27 @@ ep_status cuda_dispatch(struct cuda_rank *c, int64_t worst, ep_handle *handle, e
     return ep_dispatch(c->buffer, &args, recv, event);
 }
 
+ep_ll_dispatch_args cuda_ll_dispatch_args(const struct cuda_rank *rank)
+{
+    ep_ll_dispatch_args args = EP_LL_DISPATCH_ARGS_INIT;
+    args.x = rank->x;
+    args.topk_idx = rank->ids;
+    args.max_tokens = rank->num_tokens;
+    args.num_experts = rank->num_ranks;
+    args.stream = test_device.stream;
+    return args;
+}
+
+ep_combine_args cuda_combine_args(const struct cuda_rank *rank, const ep_recv *recv)
+{
+    ep_combine_args args = EP_COMBINE_ARGS_INIT;
+    args.y = recv->x;
+    args.handle = recv->handle;
+    args.out = rank->x;
+    args.stream = test_device.stream;
+    return args;
+}
+
 void cuda_drop(ep_recv *recv)
 {
     ep_handle *handle = recv->handle;

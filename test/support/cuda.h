@@ -3,7 +3,7 @@
 #ifndef EP_TEST_CUDA_H
 #define EP_TEST_CUDA_H
 
-#include "entrepot/ep.h"
+#include "entrepot/low_latency.h"
 
 #include "support/ranks.h"
 #include "support/tensors.h"
@@ -31,6 +31,10 @@ void cuda_close(struct cuda_rank *rank);
 /* Dispatches x; `worst` is num_worst_tokens, `handle` makes it cached. */
 ep_status cuda_dispatch(struct cuda_rank *rank, int64_t worst, ep_handle *handle, ep_recv *recv,
                         ep_event **event);
+/* Arguments of a low-latency dispatch of x, and of a combine of a dispatch's rows as they are into
+   x's place: a test changes what it is about. */
+ep_ll_dispatch_args cuda_ll_dispatch_args(const struct cuda_rank *rank);
+ep_combine_args cuda_combine_args(const struct cuda_rank *rank, const ep_recv *recv);
 /* Releases result and handle of a dispatch. */
 void cuda_drop(ep_recv *recv);
 /* Whether row i of `rows` is that of token i % T of rank i / T. */
